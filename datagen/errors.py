@@ -1,0 +1,110 @@
+"""Every error that datagen raises on purpose.
+
+DatagenError
+  JobError            the job file or the command line is wrong            exit 2, stops the job
+  SourceError         the input cannot be listed at all                    exit 2, stops the job
+  DecodeError         one asset cannot be turned into pixels               a failed row
+  PromptError         one asset's prompt makes no sense for its picture    a failed row
+  ModelError
+    ModelLoadError    weights missing, incomplete or of another shape      exit 2, stops the job
+    ModelOutputError  the model gave something unusable for one asset      a failed row
+  SchemaError         a row does not fit the table's contract              stops the job
+  WriteError          the output cannot be written                         exit 2 at the start, 3 later
+    OutputBusyError   another run holds the output's lease                 exit 2
+  ClusterError        the machine or the cluster broke                     exit 3, a rerun resumes
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class DatagenError(Exception):
+    """Base class. `code` is stable and ends up in the `error_code` column; `message` says what was found, what is allowed, what to do."""
+
+    code = "error"
+    exit_code = 3
+
+    def __init__(self, message: str, *, code: str | None = None, asset_id: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if code is not None:
+            self.code = code
+        self.asset_id = asset_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.code, self.asset_id)
+
+
+def _rebuild(cls: type[DatagenError], message: str, code: str, asset_id: str | None) -> DatagenError:
+    return cls(message, code=code, asset_id=asset_id)
+
+
+class JobError(DatagenError):
+    """The job file or the command line is wrong."""
+
+    code = "job"
+    exit_code = 2
+
+
+class SourceError(DatagenError):
+    """The input cannot be listed at all."""
+
+    code = "source"
+    exit_code = 2
+
+
+class DecodeError(DatagenError):
+    """One asset cannot be turned into pixels."""
+
+    code = "decode"
+
+
+class PromptError(DatagenError):
+    """One asset's prompt makes no sense for its picture."""
+
+    code = "prompt"
+
+
+class ModelError(DatagenError):
+    """Base of the model's errors."""
+
+    code = "model"
+
+
+class ModelLoadError(ModelError):
+    """Weights are missing, incomplete or of another shape."""
+
+    code = "model_load"
+    exit_code = 2
+
+
+class ModelOutputError(ModelError):
+    """The model gave something unusable for one asset."""
+
+    code = "model_output"
+
+
+class SchemaError(DatagenError):
+    """A row does not fit the table's contract."""
+
+    code = "schema"
+
+
+class WriteError(DatagenError):
+    """The output cannot be written."""
+
+    code = "write"
+    exit_code = 2
+
+
+class OutputBusyError(WriteError):
+    """Another run holds the output's lease."""
+
+    code = "output_busy"
+
+
+class ClusterError(DatagenError):
+    """The machine or the cluster broke; a rerun resumes."""
+
+    code = "cluster"

@@ -1,0 +1,271 @@
+"""The job: one YAML file says what is read, what is asked, and with which resources.
+
+Options live beside what they configure, each with its unit. Unknown keys are refused, with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from datagen.errors import JobError
+from datagen.records import LANGUAGES, TASKS, Language, Task
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Options(BaseModel):
+    """Base of all option groups: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Pool(Options):
+    """Workers of one step. Counts left out are computed from what the machine or cluster has."""
+
+    num_cpus: float | None = Field(None, ge=0, description="CPU cores per worker")
+    num_gpus: float | None = Field(None, ge=0, description="GPUs per worker, fractions allowed")
+    min_workers: Positive | None = Field(None, description="workers kept at least")
+    max_workers: Positive | None = Field(None, description="workers at most")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Pool:
+        if self.min_workers and self.max_workers and self.min_workers > self.max_workers:
+            raise ValueError(f"min_workers is {self.min_workers}, more than max_workers {self.max_workers}")
+        return self
+
+
+class ModelOptions(Options):
+    """Which weights. Licences differ between them; the run record says what was used."""
+
+    checkpoint: str = Field("Perceive-Anything/PAM-1.5B", description="PAM checkpoint: `tiny`, a folder, or a hub id")
+    sam2: str | None = Field(None, description="SAM 2.1 weights: a file, a folder or a hub id; left out: those beside or inside the checkpoint")
+    sam2_config: str | None = Field(None, description="SAM 2 config: a name in the sam2 package or a YAML/JSON file; left out: by the weights")
+    revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
+
+
+class SourceOptions(Options):
+    """What is listed. Prompts come from a manifest or COCO file; an asset without prompts is segmented whole."""
+
+    input: str | None = Field(None, description="folder, manifest (.parquet, .jsonl, .csv) or COCO .json")
+    kind: Literal["auto", "folder", "manifest", "coco"] = Field("auto", description="how `input` is read")
+    media_root: str | None = Field(None, description="folder that relative URIs of a manifest or COCO file start from; left out: beside that file")
+    coco_prompt: Literal["box", "mask"] = Field("box", description="which part of a COCO annotation becomes the prompt")
+    reprocess_changed: bool = Field(False, description="count a file whose size or time changed as a new asset")
+
+
+class DecodeOptions(Options):
+    """Images to pixels, in a child process that may die or hang without harm."""
+
+    max_pixels: Positive = Field(178_956_970, description="more pixels than this is a decompression bomb")
+    timeout_s: float = Field(60.0, gt=0, description="one asset's decoding may take this long, seconds")
+    batch_size: Positive = Field(16, description="assets per call")
+    pool: Pool = Pool()
+
+
+class EverythingOptions(Options):
+    """Segment everything: thresholds of SAM 2's automatic mask generator, with its defaults."""
+
+    points_per_side: Positive = Field(32, description="the point grid is this wide and high")
+    points_per_call: Positive = Field(64, description="grid points per mask-decoder call")
+    predicted_iou_min: Fraction = Field(0.8, description="candidates below are dropped")
+    stability_min: Fraction = Field(0.95, description="candidates below are dropped")
+    stability_offset: float = Field(1.0, gt=0, description="logit shift of the stability score")
+    box_nms_iou: Fraction = Field(0.7, description="of two candidates whose boxes overlap more, the worse is dropped")
+    mask_iou_max: Fraction = Field(0.9, description="of two candidates whose masks overlap more, the worse is dropped")
+    min_area_px: int = Field(0, ge=0, description="smaller masks are dropped, pixels of the image")
+    max_regions: Positive = Field(64, description="the best this many are kept")
+    stored_mask: Literal["candidate", "refined"] = Field("candidate", description="which mask is stored: the grid's candidate or the box-prompted one")
+
+
+class PerceiveOptions(Options):
+    """SAM 2 and the Semantic Perceiver: prompts to masks and region tokens."""
+
+    engine: Literal["pam", "fake"] = Field("pam", description="`fake` invents regions, for tests and overhead measurements")
+    batch_size: Positive = Field(8, description="images encoded together")
+    prompts_per_call: Positive = Field(64, description="prompts per mask-decoder call")
+    device: str = Field("auto", description="`auto`, `cpu` or `cuda`")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="arithmetic; auto: bfloat16 autocast on a GPU, float32 on a CPU")
+    drop_absent: bool = Field(False, description="drop regions whose object score is <= 0 (nothing there) instead of flagging them")
+    everything: EverythingOptions = EverythingOptions()
+    fake_delay_s: float = Field(0.0, ge=0, description="`fake` sleeps this long per batch, seconds")
+    pool: Pool = Pool()
+
+
+class MaxTokens(Options):
+    """Longest answer per task, tokens."""
+
+    label: Positive = 32
+    definition: Positive = 160
+    caption: Positive = 96
+    description: Positive = 384
+
+
+class DescribeOptions(Options):
+    """Region tokens to text, in large batches."""
+
+    engine: Literal["vllm", "transformers", "fake"] = Field("vllm", description="`transformers` is the reference, `fake` invents text")
+    tasks: tuple[Task, ...] = Field(TASKS, description="which texts")
+    languages: tuple[Language, ...] = Field(("en",), description="in which languages")
+    max_tokens: MaxTokens = MaxTokens()
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0, description="keep at 1.0: engines disagree on what it counts")
+    seed: int = Field(0, description="used where sampling is")
+    batch_size: Positive = Field(4, description="samples per call")
+    concurrent_batches: Positive = Field(8, description="calls in flight per worker, so that the engine never drains")
+    max_num_seqs: Positive = Field(256, description="requests decoded together by the engine")
+    max_model_len: Positive = Field(2048, description="longest prompt plus answer, tokens")
+    device: str = Field("auto", description="`auto`, `cpu` or `cuda`")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="weights of the LLM; auto: bfloat16 on a GPU, float32 on a CPU")
+    gpu_memory_fraction: Fraction = Field(0.75, description="of one GPU's memory, for weights and KV cache")
+    cpu_kv_cache_gib: Positive = Field(1, description="KV cache on a CPU, GiB")
+    enforce_eager: bool | None = Field(None, description="skip graph capture; left out: skipped on a CPU")
+    fake_delay_s: float = Field(0.0, ge=0, description="`fake` sleeps this long per batch, seconds")
+    pool: Pool = Pool()
+
+    @model_validator(mode="after")
+    def _something_asked(self) -> DescribeOptions:
+        if not self.tasks or not self.languages:
+            raise ValueError("tasks and languages need at least one entry each")
+        if len(set(self.tasks)) != len(self.tasks) or len(set(self.languages)) != len(self.languages):
+            raise ValueError("tasks and languages must not repeat")
+        return self
+
+
+class AssembleOptions(Options):
+    """Rows from texts. A dropped region is counted by its reason; a flag only marks."""
+
+    drop_below_logprob: float | None = Field(None, le=0, description="drop regions whose mean label log-probability is lower (nats)")
+    drop_empty_text: bool = Field(False, description="drop regions none of whose texts has a letter")
+    min_area_px: int = Field(0, ge=0, description="drop regions with a smaller mask, pixels")
+
+
+class WriteOptions(Options):
+    """Parquet parts. A part is the unit of commit: what a crash can cost."""
+
+    assets_per_part: Positive = Field(256, description="assets committed together")
+    row_group_rows: Positive = Field(8192, description="rows per Parquet row group")
+    compression_level: int = Field(3, ge=1, le=22, description="Zstandard level")
+    pool: Pool = Pool()
+
+
+class RunOptions(Options):
+    """The run as a whole."""
+
+    executor: Literal["ray", "inprocess"] = Field("ray", description="`inprocess` runs the same steps without Ray")
+    ray_address: str | None = Field(None, description="an existing cluster, such as `auto`; left out: an embedded one")
+    object_store_gib: float | None = Field(None, gt=0, description="size of the embedded Ray's object store, GiB")
+    num_cpus: Positive | None = Field(None, description="logical CPUs of the embedded Ray")
+    assets_per_wave: Positive = Field(250_000, description="assets handed to Ray at once; bounds the driver's memory")
+    max_failed_fraction: Fraction = Field(1.0, description="exit 1 when more assets than this share failed")
+    crash_tries: Positive = Field(3, description="an asset that kills its worker this often becomes a failed row")
+    seed: int = Field(0, description="recorded; greedy decoding does not use it")
+
+
+class Job(Options):
+    """One declared job."""
+
+    version: Literal[1] = 1
+    name: str = Field("job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="short name, used in run records")
+    model: ModelOptions = ModelOptions()
+    source: SourceOptions = SourceOptions()
+    decode: DecodeOptions = DecodeOptions()
+    perceive: PerceiveOptions = PerceiveOptions()
+    describe: DescribeOptions = DescribeOptions()
+    assemble: AssembleOptions = AssembleOptions()
+    write: WriteOptions = WriteOptions()
+    run: RunOptions = RunOptions()
+    output: str | None = Field(None, description="dataset folder")
+
+    def hash(self) -> str:
+        """16 hex digits of what determines the rows: model, decode, perceive, describe and assemble, without resources."""
+        parts = self.model_dump(mode="json", include={"model", "decode", "perceive", "describe", "assemble"})
+        for step in ("decode", "perceive", "describe"):
+            parts[step].pop("pool", None)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_job(path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Job:
+    """Read a job file. `overrides` are `key.path=value` (YAML values), `values` the same already parsed; both win over the file.
+
+    Raises JobError naming the file, the key, what was found and what is allowed.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise JobError(f"cannot read the job file {path}: {error.strerror}. Shipped jobs are in pipelines/.") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise JobError(f"{path} is not YAML: {error}") from error
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise JobError(f"{path}: a job file is a mapping of keys, found {type(data).__name__}")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise JobError(f"--set {override}: write key.path=value, for example --set perceive.everything.max_regions=32")
+        try:
+            _assign(data, key.strip(), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise JobError(f"--set {override}: the value is not YAML: {error}") from error
+    for key, value in (values or {}).items():
+        _assign(data, key, value)
+    return parse_job(data, where=str(path))
+
+
+def parse_job(data: Mapping[str, Any], where: str = "job") -> Job:
+    """Check a job given as a mapping. Raises JobError with one line per wrong key."""
+    try:
+        return Job.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(dict(item)) for item in error.errors()]
+        raise JobError(f"{where}: " + "\n".join(lines)) from error
+
+
+def _assign(data: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = data.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise JobError(f"--set {key}: `{parent}` is a value, not a group of options")
+        data = child
+    data[last] = value
+
+
+def _explain(item: dict[str, Any]) -> str:
+    location: Sequence[str | int] = item["loc"]
+    path = ".".join(str(part) for part in location)
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        nearest = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean `{nearest[0]}`?" if nearest else "known keys: " + ", ".join(sorted(known))
+        return f"unknown key `{path}`; {hint}"
+    return f"`{path}`: {item['msg']}, found {item.get('input')!r}"
+
+
+def _known_keys(location: Sequence[str | int]) -> list[str]:
+    model: type[BaseModel] = Job
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)
+
+
+def job_schema() -> dict[str, Any]:
+    """The JSON Schema of a job file, as stored in schemas/job.schema.json."""
+    return Job.model_json_schema()
+
+
+__all__ = ["LANGUAGES", "TASKS", "Job", "job_schema", "load_job", "parse_job"]

@@ -1,0 +1,160 @@
+"""What moves between the steps: assets, prompts, regions, and the sample that carries them.
+
+Coordinates are pixels of the image as displayed (after EXIF rotation), origin at the top left corner. A box is XYXY with
+right and bottom exclusive. A mask is COCO run-length encoding at the image's own size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+
+TASKS = ("label", "definition", "caption", "description")
+LANGUAGES = ("en", "zh")
+
+Task = Literal["label", "definition", "caption", "description"]
+Language = Literal["en", "zh"]
+
+
+class RLE(TypedDict):
+    """COCO run-length encoding: `size` is [height, width], `counts` the compressed string (column-major runs)."""
+
+    size: list[int]
+    counts: str
+
+
+@dataclass(slots=True)
+class Prompt:
+    """What asks for one object: a box, points, a mask, or several of them together.
+
+    box: (x1, y1, x2, y2) px. points: (x, y) px each. labels: 1 inside the object, 0 outside, one per point.
+    source: who asked (`manifest`, `coco`, `everything`).
+    """
+
+    box: tuple[float, float, float, float] | None = None
+    points: list[tuple[float, float]] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    mask: RLE | None = None
+    source: str = "manifest"
+
+    @property
+    def type(self) -> str:
+        """`box`, `points`, `mask` or a combination such as `box+points`."""
+        kinds = (("box", self.box is not None), ("points", bool(self.points)), ("mask", self.mask is not None))
+        return "+".join(name for name, given in kinds if given)
+
+
+@dataclass(slots=True)
+class Failure:
+    """Why an asset became a failed row: a stable `code` and a `message` a person can act on."""
+
+    code: str
+    message: str
+
+
+@dataclass(slots=True)
+class Asset:
+    """One listed file. `prompts` None means: find everything. `extra` passes through to the `assets` table.
+
+    `failure` is set by a source for a row that it cannot use (a manifest row without a URI): the row is kept and reported.
+    """
+
+    asset_id: str
+    uri: str
+    media_type: Literal["image", "video"] = "image"
+    prompts: list[Prompt] | None = None
+    license: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    failure: Failure | None = None
+
+
+def asset_id_of(uri: str, version: str = "") -> str:
+    """The id of an asset: 20 hex digits of the SHA-256 of its URI (and of its version, when changed files count as new)."""
+    return hashlib.sha256(f"{uri}\n{version}".encode()).hexdigest()[:20]
+
+
+@dataclass(slots=True)
+class Text:
+    """One generated text of one region.
+
+    logprob: mean log-probability of the generated tokens (nats). finish_reason: `stop` (end of turn) or `length`.
+    """
+
+    text: str
+    logprob: float | None
+    finish_reason: str
+    num_tokens: int
+
+
+@dataclass(slots=True)
+class Region:
+    """One object of one image. Scores are the mask decoder's: predicted_iou in [0, 1], stability in [0, 1], object_score a logit.
+
+    mask_source: `prompt` (the decoder's answer to the given prompt), or for segment-everything `candidate` / `refined`.
+    texts: (task, language) -> text.
+    """
+
+    region_index: int
+    prompt: Prompt
+    mask: RLE
+    box_xyxy: tuple[float, float, float, float]
+    area_px: int
+    predicted_iou: float
+    stability: float
+    object_score: float
+    mask_source: str = "prompt"
+    texts: dict[tuple[str, str], Text] = field(default_factory=dict)
+    flags: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class RegionTokens:
+    """The perceiver's tokens of all regions of a sample, in the order of `Sample.regions`.
+
+    image: (regions, image tokens, channels), 1024 x 1024 for PAM at 1024 px. semantic: (regions, 16, 256).
+    Both float32, or bfloat16 stored as its int16 bit pattern (NumPy and Arrow know no bfloat16).
+    """
+
+    image: np.ndarray
+    semantic: np.ndarray
+    is_bfloat16: bool = False
+
+
+@dataclass(slots=True)
+class Sample:
+    """One asset with everything learned about it so far; what moves between the steps.
+
+    index: position of the asset in this run's listing. pixels: (S, S, 3) uint8 RGB, the image resized for the model (S is the
+    model's image size); width and height are those of the image itself. Each heavy array is dropped by the step that uses it.
+    A sample with a `failure` passes through the remaining steps untouched.
+    """
+
+    index: int
+    asset: Asset
+    width: int | None = None
+    height: int | None = None
+    size_bytes: int | None = None
+    sha256: str | None = None
+    attempts: int = 1
+    pixels: np.ndarray | None = None
+    regions: list[Region] = field(default_factory=list)
+    tokens: RegionTokens | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
+    usage: dict[str, int] = field(default_factory=dict)
+    failure: Failure | None = None
+
+    def fail(self, code: str, message: str) -> None:
+        """Turn this sample into a failed row and let go of its arrays."""
+        self.failure = Failure(code=code, message=message)
+        self.pixels = self.tokens = None
+        self.regions = []
+
+    @property
+    def status(self) -> Literal["ok", "empty", "failed"]:
+        """What the `assets` table will say."""
+        if self.failure is not None:
+            return "failed"
+        return "ok" if self.regions else "empty"
