@@ -99,7 +99,7 @@ class FrontEnd:
                 repeat_image=False,
                 high_res_features=[level[index] for level in features.high_res],
             )
-        embed = captured[0].float().transpose(1, 2).reshape(-1, *features.embed.shape[1:])
+        embed = captured[0].float().transpose(1, 2).view(-1, *features.embed.shape[1:])
         return Decoded(logits.float(), iou.float(), score.float().squeeze(1), tokens.float(), embed)
 
     @torch.inference_mode()

@@ -54,30 +54,35 @@ def image_masks(logits: Tensor, height: int, width: int) -> Iterator[ImageMask]:
     The same as interpolating the whole picture, but only where something can be above 0, so that a small object in a picture
     of a hundred megapixels costs little.
     """
-    inside = logits > 0
-    spans = torch.stack([*_span(inside.any(dim=2)), *_span(inside.any(dim=1))], dim=1).tolist()
-    for low, (first_row, last_row, first_column, last_column) in zip(logits, spans, strict=True):
-        top, stretched = _stretch(low, first_row, last_row, height)
-        left, stretched = _stretch(stretched.T, first_column, last_column, width)
+    for low, (x1, y1, x2, y2) in zip(logits, logit_boxes(logits).tolist(), strict=True):
+        top, stretched = _stretch(low, y1, y2, height)
+        left, stretched = _stretch(stretched.T, x1, x2, width)
         yield ImageMask((stretched.T > 0).cpu().numpy(), top, left, height, width)
 
 
+def logit_boxes(logits: Tensor) -> Tensor:
+    """(P, 4) int64 XYXY boxes, right and bottom exclusive, of what is above 0 in (P, L, L) logits; without extent where nothing is."""
+    inside = logits > 0
+    (x1, x2), (y1, y2) = _span(inside.any(dim=1)), _span(inside.any(dim=2))
+    return torch.stack([x1, y1, x2, y2], dim=1)
+
+
 def _span(inside: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last True index of each row of (P, L); where there is none, the last is before the first."""
-    found, numbers = inside.any(dim=1), inside.to(torch.int8)
-    first, last = numbers.argmax(dim=1), inside.shape[1] - 1 - numbers.flip(1).argmax(dim=1)
-    return first, torch.where(found, last, first - 1)
+    """First True index of each row of (P, L), and one after the last; equal where there is none."""
+    numbers = inside.to(torch.int8)
+    start, stop = numbers.argmax(dim=1), inside.shape[1] - numbers.flip(1).argmax(dim=1)
+    return start, torch.where(inside.any(dim=1), stop, start)
 
 
-def _stretch(values: Tensor, first: int, last: int, size: int) -> tuple[int, Tensor]:
-    """Interpolate the rows of (R, C) linearly to `size` rows, of which only those that rows `first`..`last` can reach.
+def _stretch(values: Tensor, first: int, end: int, size: int) -> tuple[int, Tensor]:
+    """Interpolate the rows of (R, C) linearly to `size` rows, of which only those that rows `first`..`end - 1` can reach.
 
     Returns the index of the first row made, and (rows made, C). Row centres as in torch's bilinear mode without aligned corners.
     """
     num_rows = values.shape[0]
     scale = num_rows / size
     start = max(math.floor((first - 0.5) / scale - 0.5), 0)
-    stop = min(math.ceil((last + 1.5) / scale - 0.5) + 1, size)
+    stop = min(math.ceil((end + 0.5) / scale - 0.5) + 1, size)
     source = ((torch.arange(start, stop, device=values.device, dtype=torch.float32) + 0.5) * scale - 0.5).clamp(min=0)
     lower = source.long()
     weight = (source - lower).unsqueeze(1)
