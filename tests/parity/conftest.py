@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Threads of several test workers on few cores wait for each other far longer than one thread computes.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def features(golden: Path, front_end: FrontEnd) -> dict[str, ImageFeatures]:
 
 def pixels(path: Path, size: int) -> torch.Tensor:
     with Image.open(path) as image:
-        return torch.from_numpy(np.asarray(image.convert("RGB").resize((size, size)))).unsqueeze(0)
+        return torch.from_numpy(np.array(image.convert("RGB").resize((size, size)))).unsqueeze(0)
 
 
 def read_case(golden: Path, name: str) -> dict:
