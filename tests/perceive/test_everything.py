@@ -12,7 +12,14 @@ from datagen.pam.front_end import Decoded
 from datagen.perceive.everything import find_candidates, point_grid
 from datagen.perceive.pam import PamPerceiveStep
 
-LOOSE = {"points_per_side": 6, "points_per_call": 16, "predicted_iou_min": 0.3, "stability_min": 0.3, "box_nms_iou": 0.95}
+LOOSE = {
+    "points_per_side": 6,
+    "points_per_call": 16,
+    "predicted_iou_min": 0.3,
+    "stability_min": 0.3,
+    "box_nms_iou": 0.999,
+    "mask_iou_max": 0.98,
+}
 
 
 def perceive(model, image, drop_absent=False, **options):
@@ -30,11 +37,12 @@ def test_every_candidate_is_kept_or_counted(model, sample):
 
 
 def test_regions_are_distinct_sorted_and_from_the_grid(model, sample):
-    found = perceive(model, sample(1))
+    found = perceive(model, sample(0))
     ious = [region.predicted_iou for region in found.regions]
     assert ious == sorted(ious, reverse=True)
     overlap = mask_iou([region.mask for region in found.regions], [region.mask for region in found.regions])
-    assert (overlap - np.eye(len(overlap))).max() <= 0.92
+    assert len(overlap) > 1
+    assert (overlap - np.eye(len(overlap))).max() <= 0.99
     for region in found.regions:
         assert region.mask_source == "candidate"
         assert region.prompt.source == "everything"
