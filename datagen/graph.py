@@ -161,7 +161,7 @@ def run_ray(plan: Plan, ledger: LedgerClient, assets: list[tuple[int, Asset]]) -
     batches = {"decode": plan.job.decode.batch_size, "perceive": plan.job.perceive.batch_size, "describe": plan.job.describe.batch_size}
     for name, make in step_factories(plan).items():
         dataset = dataset.map_batches(
-            _Worker,
+            _WORKERS[name],
             fn_constructor_args=(name, make, ledger),
             batch_size=batches[name],
             batch_format="pyarrow",
@@ -171,7 +171,7 @@ def run_ray(plan: Plan, ledger: LedgerClient, assets: list[tuple[int, Asset]]) -
             udf_modifying_row_count=False,
         )
     dataset = dataset.map_batches(
-        partial(_stage_table, plan),
+        partial(stage_part_of_table, plan),
         batch_size=plan.job.write.assets_per_part,
         batch_format="pyarrow",
         num_cpus=sizes["write"].num_cpus,
@@ -220,7 +220,23 @@ class _Worker:
             self._guarded.teardown()
 
 
-def _stage_table(plan: Plan, table: pa.Table) -> pa.Table:
+class DecodeWorker(_Worker):
+    """Named so that Ray's dashboard, logs and process titles say what runs."""
+
+
+class PerceiveWorker(_Worker):
+    """See DecodeWorker."""
+
+
+class DescribeWorker(_Worker):
+    """See DecodeWorker."""
+
+
+_WORKERS = {"decode": DecodeWorker, "perceive": PerceiveWorker, "describe": DescribeWorker}
+
+
+def stage_part_of_table(plan: Plan, table: pa.Table) -> pa.Table:
+    """The write step as Ray Data calls it: a table of finished samples in, one small record out."""
     return pa.table({"staged": pa.array([pickle.dumps(stage(plan, from_table(table)))], pa.large_binary())})
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -57,6 +58,7 @@ class Ledger:
         self._failed_setups: Counter[str] = Counter()
         self._fatal: DatagenError | None = None
         self.counters: Counter[str] = Counter()
+        self._spans: dict[str, list[float]] = {}
         self._crashes: dict[str, int] = json.loads(self._store.read(CRASHES)) if self._store.exists(CRASHES) else {}
 
     def begin_setup(self, step: str) -> None:
@@ -73,6 +75,7 @@ class Ledger:
 
     def begin(self, step: str, worker: str, asset_ids: list[str], alone: bool = False) -> dict[str, int]:
         """`worker` is about to process these assets. Returns, for each suspect among them, how often it has killed a worker so far."""
+        self._spans.setdefault(step, [time.time()] * 2)
         for asset_id in asset_ids:
             key = (step, asset_id)
             if self._holder.get(key, worker) != worker:
@@ -85,6 +88,7 @@ class Ledger:
 
     def end(self, step: str, asset_ids: list[str]) -> None:
         """These assets went through."""
+        self._spans[step][1] = time.time()
         for asset_id in asset_ids:
             self._holder.pop((step, asset_id), None)
             self._alone.discard((step, asset_id))
@@ -110,6 +114,10 @@ class Ledger:
     def count(self, counts: dict[str, int]) -> None:
         """Add to the progress counters."""
         self.counters.update(counts)
+
+    def spans(self) -> dict[str, list[float]]:
+        """Per step: when its first batch began and its latest ended, seconds since the epoch."""
+        return self._spans
 
     def progress(self) -> dict[str, int]:
         """The progress counters: samples per step, regions, output tokens, failures, crashes."""
