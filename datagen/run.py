@@ -55,6 +55,7 @@ class RunSummary:
     seconds: float = 0.0
     interrupted: bool = False
     counters: dict[str, int] = field(default_factory=dict)
+    spans: dict[str, list[float]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def add(self, part: StagedPart) -> None:
@@ -165,7 +166,7 @@ def _polling(ledger: LedgerClient, summary: RunSummary, progress: Progress) -> I
         while True:
             last = stop.wait(POLL_S)
             try:
-                summary.counters = ledger.ask("progress")
+                summary.counters, summary.spans = ledger.ask("progress"), ledger.ask("spans")
             except ClusterError:  # the run itself is about to say so
                 return
             progress(summary)
