@@ -281,3 +281,7 @@ def job_schema() -> dict[str, Any]:
 
 
 __all__ = ["LANGUAGES", "TASKS", "Job", "job_schema", "load_job", "parse_job"]
+
+
+if __name__ == "__main__":
+    print(json.dumps(job_schema(), indent=2, ensure_ascii=False))
