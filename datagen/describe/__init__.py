@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from datagen.describe.step import BlockingDescribeStep, DescribeStep
+    from datagen.describe.step import DescribeStep
     from datagen.job import Job
 
 
@@ -77,14 +77,7 @@ def exit_process(reason: str) -> NoReturn:
 
 
 def make_describe_step(job: Job) -> DescribeStep:
-    """The describe step of a job. Its `process` is a coroutine; several may run at once in one event loop."""
+    """The describe step of a job (a datagen.guard.Step whose `process` is thread-safe)."""
     from datagen.describe.step import DescribeStep
 
     return DescribeStep(job)
-
-
-def make_blocking_describe_step(job: Job) -> BlockingDescribeStep:
-    """The same step with an ordinary `process`, for callers without an event loop (the in-process executor)."""
-    from datagen.describe.step import BlockingDescribeStep
-
-    return BlockingDescribeStep(make_describe_step(job))

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from datagen.describe import Completion, Engine, OnDeath, exit_process
+from datagen.describe.loop import LoopThread
 from datagen.describe.prompter import Key, Prompter, RegionRequests, asked_keys, groups
 from datagen.describe.slots import Slots
 from datagen.errors import ClusterError, DatagenError, JobError, ModelLoadError
@@ -21,7 +22,7 @@ _REGIONS_PER_PROJECTION = 8  # enough to fill a GPU's matrix units; bounds the e
 
 
 class DescribeStep:
-    """Region tokens of samples to texts. One engine per step; `process` may be called many times at once.
+    """Region tokens of samples to texts. One engine per step; `process` may be called from many threads at once.
 
     All requests of a region are made together: its first one computes the long visual prefix, the others find it in the
     engine's prefix cache (vLLM serves them from it even when all are scheduled in one step).
@@ -31,26 +32,32 @@ class DescribeStep:
         self._job = job
         self._on_engine_death = on_engine_death
         self._keys = asked_keys(job.describe)
-        self._slots: Slots | None = None
 
     def setup(self) -> None:
         """Load the model and start the engine. Raises ModelLoadError or JobError."""
         self._prompter, self._engine = _make_parts(self._job, self._on_engine_death)
+        self._slots = Slots(max(math.ceil(_HEADROOM * self._job.describe.max_num_seqs), len(self._keys)))
+        self._loop = LoopThread("describe")
         # One thread: projections of several samples would only fight for the same device.
         self._projecting = ThreadPoolExecutor(1, thread_name_prefix="project")
 
-    async def process(self, samples: list[Sample]) -> list[Sample]:
+    def process(self, samples: list[Sample]) -> list[Sample]:
         """Fill in `texts` of every region, add to `usage`, and drop the tokens. Failed and empty samples pass through.
 
-        Raises ModelLoadError, JobError and ClusterError; any other error fails its own sample.
+        Blocks until these samples are done; calls from other threads go on meanwhile, so that the engine never drains between
+        batches. Raises ModelLoadError, JobError and ClusterError; any other error fails its own sample.
         """
-        await _all(self._attempt(sample) for sample in samples)
+        self._loop.run(self._process(samples))
         return samples
 
     def teardown(self) -> None:
         """Stop the engine."""
+        self._loop.stop()
         self._projecting.shutdown()
         self._engine.close()
+
+    async def _process(self, samples: list[Sample]) -> None:
+        await _all(self._attempt(sample) for sample in samples)
 
     async def _attempt(self, sample: Sample) -> None:
         try:
@@ -66,51 +73,24 @@ class DescribeStep:
             sample.tokens = None
 
     async def _describe(self, sample: Sample) -> None:
-        slots = self._slots_of_this_loop()
-        group_size = max(1, min(_REGIONS_PER_PROJECTION, slots.size // len(self._keys)))
-        await _all(self._group(sample, start, stop, slots) for start, stop in groups(len(sample.regions), group_size))
+        group_size = max(1, min(_REGIONS_PER_PROJECTION, self._slots.size // len(self._keys)))
+        await _all(self._group(sample, start, stop) for start, stop in groups(len(sample.regions), group_size))
 
-    async def _group(self, sample: Sample, start: int, stop: int, slots: Slots) -> None:
-        await slots.acquire((stop - start) * len(self._keys))
+    async def _group(self, sample: Sample, start: int, stop: int) -> None:
+        await self._slots.acquire((stop - start) * len(self._keys))
         try:
             loop = asyncio.get_running_loop()
             asked = await loop.run_in_executor(self._projecting, self._prompter.requests, sample, start, stop)
         except BaseException:
-            slots.release((stop - start) * len(self._keys))
+            self._slots.release((stop - start) * len(self._keys))
             raise
-        await _all((self._answer(sample, region, key) for region in asked for key in region.requests), each=slots.release)
+        await _all((self._answer(sample, region, key) for region in asked for key in region.requests), each=self._slots.release)
         for region in asked:
             _count(sample, "shareable_tokens", region.shared_tokens * (len(region.requests) - 1))
 
     async def _answer(self, sample: Sample, asked: RegionRequests, key: Key) -> None:
         completion = await self._engine.generate(asked.requests[key])
         _record(sample, sample.regions[asked.region], key, completion)
-
-    def _slots_of_this_loop(self) -> Slots:
-        if self._slots is None:
-            self._slots = Slots(max(math.ceil(_HEADROOM * self._job.describe.max_num_seqs), len(self._keys)))
-        return self._slots
-
-
-class BlockingDescribeStep:
-    """A DescribeStep behind an ordinary `process`; see datagen.guard.Step."""
-
-    def __init__(self, step: DescribeStep) -> None:
-        self._step = step
-
-    def setup(self) -> None:
-        """Load the model and start the engine and an event loop."""
-        self._step.setup()
-        self._runner = asyncio.Runner()
-
-    def process(self, samples: list[Sample]) -> list[Sample]:
-        """DescribeStep.process, waited for."""
-        return self._runner.run(self._step.process(samples))
-
-    def teardown(self) -> None:
-        """Stop the event loop and the engine."""
-        self._runner.close()
-        self._step.teardown()
 
 
 async def _all(coroutines: Iterable[Coroutine[Any, Any, None]], each: Callable[[], None] | None = None) -> None:

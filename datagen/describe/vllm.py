@@ -6,14 +6,13 @@ import asyncio
 import itertools
 import math
 import os
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from datagen.describe import Completion, OnDeath, Request, Sampling, exit_process
+from datagen.describe.loop import LoopThread
 from datagen.describe.reaper import Reaper
 from datagen.errors import ClusterError, ModelLoadError, ModelOutputError
 from datagen.job import DescribeOptions
@@ -36,44 +35,30 @@ class VllmEngine:
         self._closed = False
         _set_environment(options, device)
         self._reaper = Reaper()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._serve, name="vllm", daemon=True)
-        self._thread.start()
+        self._loop = LoopThread("vllm")
         self._engine = self._start(_engine_arguments(folder, options, device, dtype))
 
     async def generate(self, request: Request) -> Completion:
         """Hand one request to the engine and wait for its text."""
-        future = asyncio.run_coroutine_threadsafe(self._generate(request), self._loop)
-        return self._completion(request, await asyncio.wrap_future(future))
+        return self._completion(request, await asyncio.wrap_future(self._loop.submit(self._generate(request))))
 
     def close(self) -> None:
         """Stop the engine, its processes and the thread, in this order."""
         if self._closed:
             return
         self._closed = True
-        asyncio.run_coroutine_threadsafe(_shut_down(self._engine), self._loop).result()
-        self._stop_thread()
-
-    def _serve(self) -> None:
-        # Ctrl-C goes to the whole process group, and the engine must live until what it has begun is committed.
-        # Processes inherit the mask of the thread that starts them.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        self._loop.run(_shut_down(self._engine))
+        self._loop.stop()
+        self._reaper.close()
 
     def _start(self, arguments: dict[str, Any]) -> Any:
         try:
             with self._reaper.marking():
-                return asyncio.run_coroutine_threadsafe(_start(arguments), self._loop).result()
+                return self._loop.run(_start(arguments))
         except (RuntimeError, ValueError, OSError, ImportError) as error:
-            self._stop_thread()
+            self._loop.stop()
+            self._reaper.close()
             raise _explained(error) from error
-
-    def _stop_thread(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        self._reaper.close()
 
     async def _generate(self, request: Request) -> Any:
         from vllm.v1.engine.exceptions import EngineDeadError
