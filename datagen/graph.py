@@ -249,7 +249,8 @@ def to_table(samples: list[Sample]) -> pa.Table:
     columns: dict[str, list[Any]] = {"sample": [], **{name: [] for name in _ARRAYS}}
     for sample in samples:
         tokens = sample.tokens
-        arrays = dict(zip(_ARRAYS, (sample.pixels, tokens and tokens.image, tokens and tokens.semantic), strict=True))
+        pair = (tokens.image, tokens.semantic) if tokens else (None, None)
+        arrays: dict[str, np.ndarray | None] = dict(zip(_ARRAYS, (sample.pixels, *pair), strict=True))
         shapes = {name: (a.shape, a.dtype.str) for name, a in arrays.items() if a is not None}
         light = replace(sample, pixels=None, tokens=None)
         columns["sample"].append(pickle.dumps((light, shapes, bool(tokens and tokens.is_bfloat16)), protocol=5))
@@ -274,7 +275,7 @@ def from_table(table: pa.Table) -> list[Sample]:
 def _as_buffer(array: np.ndarray) -> memoryview:
     import numpy as np
 
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _view(scalar: pa.Scalar, shape: tuple[int, ...], dtype: str) -> np.ndarray:
