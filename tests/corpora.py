@@ -97,7 +97,9 @@ def write_dataset(root: Path, parts: Iterable[list[Sample]]) -> Store:
         record.write(store, status="running")
         for samples in parts:
             publish_part(store, stage_part(store, record.run_id, samples, WriteOptions(), region_row))
-        record.write(store, status="finished", summary={"seconds": 2.0, "regions": 10, "usage": {"output_tokens": 50}, "statuses": {"ok": 4}})
+        record.write(
+            store, status="finished", summary={"seconds": 2.0, "regions": 10, "usage": {"output_tokens": 50}, "statuses": {"ok": 4}}
+        )
     return store
 
 

@@ -144,7 +144,13 @@ def test_no_text_from_outside_can_break_a_row(uri, extra):
 
 def test_extra_columns_become_json():
     sample = make_sample(0)
-    sample.asset.extra = {"day": date(2026, 1, 2), "score": np.float32(0.5), "n": np.int64(3), "nan": math.nan, "tags": np.array(["a", "ü"])}
+    sample.asset.extra = {
+        "day": date(2026, 1, 2),
+        "score": np.float32(0.5),
+        "n": np.int64(3),
+        "nan": math.nan,
+        "tags": np.array(["a", "ü"]),
+    }
     row = asset_row(sample, "p", "r", _now())
     assert json.loads(row["extra"]) == {"day": "2026-01-02", "score": 0.5, "n": 3, "nan": None, "tags": ["a", "ü"]}
 

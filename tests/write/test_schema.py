@@ -36,7 +36,7 @@ def test_schema_carries_its_version():
 
 
 def test_unknown_table_is_refused_with_the_known_ones():
-    with pytest.raises(SchemaError, match="'trakcs'.*assets, regions"):
+    with pytest.raises(SchemaError, match=r"'trakcs'.*assets, regions"):
         arrow_schema("trakcs")
 
 
@@ -96,14 +96,14 @@ def test_a_wrong_value_is_named_and_refused(column, value, where, expected):
 def test_missing_and_unknown_columns_are_refused():
     row = good_asset()
     del row["sha256"]
-    with pytest.raises(SchemaError, match="sha256.*missing"):
+    with pytest.raises(SchemaError, match=r"sha256.*missing"):
         table_from_rows("assets", [row])
-    with pytest.raises(SchemaError, match="colour.*no such column"):
+    with pytest.raises(SchemaError, match=r"colour.*no such column"):
         table_from_rows("assets", [good_asset() | {"colour": "red"}])
 
 
 def test_a_time_without_a_zone_is_refused():
-    with pytest.raises(SchemaError, match="finished_at.*time zone"):
+    with pytest.raises(SchemaError, match=r"finished_at.*time zone"):
         table_from_rows("assets", [good_asset() | {"finished_at": datetime(2026, 1, 2)}])
 
 

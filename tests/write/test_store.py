@@ -72,7 +72,7 @@ def test_the_dataset_itself_is_not_deleted(store):
 
 @pytest.mark.parametrize("uri", ["s3://bucket/x", "gs://bucket", "file://elsewhere/x"])
 def test_unknown_schemes_are_refused_with_what_is_allowed(uri):
-    with pytest.raises(WriteError, match="found .*Allowed: .*file:///"):
+    with pytest.raises(WriteError, match=r"found .*Allowed: .*file:///"):
         open_store(uri)
 
 
