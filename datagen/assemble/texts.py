@@ -20,7 +20,7 @@ _SHORTEST_LOOP = 16  # characters; below, a repetition is a word (`hahahaha`) or
 
 def clean_label(text: str) -> str:
     """The first line of a label, without quotes around it and without a full stop."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    line = next((line.strip() for line in text.split("\n") if line.strip()), "")
     return line.strip(_QUOTES).rstrip(_STOPS).strip(_QUOTES).strip()
 
 
