@@ -95,10 +95,11 @@ def check(dataset: Dataset, as_json: AsJson = False) -> None:
     Example: `datagen check corpus/`
     """
     from datagen.check import check_dataset
+    from datagen.console import print_check
 
     report = check_dataset(dataset)
-    _show(report.to_dict(), as_json, report.print)
-    if report.violations:
+    _show(report.to_dict(), as_json, lambda console: print_check(console, report))
+    if not report.ok:
         raise typer.Exit(1)
 
 
@@ -108,10 +109,10 @@ def stats(dataset: Dataset, as_json: AsJson = False) -> None:
 
     Example: `datagen stats corpus/`
     """
-    from datagen.stats import dataset_stats, print_stats
+    from datagen.stats import dataset_stats, render_stats
 
     numbers = dataset_stats(dataset)
-    _show(numbers, as_json, lambda console: print_stats(console, numbers))
+    _show(numbers, as_json, lambda console: console.print(render_stats(numbers)))
 
 
 @model_app.command("show")
@@ -142,11 +143,11 @@ def model_prepare(
 
     Example: `datagen model prepare Perceive-Anything/PAM-1.5B`
     """
-    from datagen.pam.checkpoint import resolve_model
+    from datagen.pam.checkpoint import Checkpoint, resolve_model
     from datagen.pam.llm import prepare_llm
 
     files = resolve_model(ModelOptions(checkpoint=checkpoint, sam2=sam2))
-    Console().print(f"checkpoint: {files.folder}\nlanguage model: {prepare_llm(files.checkpoint())}", highlight=False)
+    Console().print(f"checkpoint: {files.checkpoint}\nlanguage model: {prepare_llm(Checkpoint(files.checkpoint))}", highlight=False)
 
 
 def _show(data: dict[str, Any], as_json: bool, render: Callable[[Console], None]) -> None:

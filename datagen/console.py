@@ -18,9 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from datagen.check import CheckReport
     from datagen.run import RunSummary
 
 PLAIN_EVERY_S = 10.0
+SHOWN = 50
 
 
 @contextmanager
@@ -150,6 +152,18 @@ def print_run(console: Console, summary: RunSummary) -> None:
     console.print(table)
     if summary.interrupted:
         console.print("[yellow]interrupted[/yellow]: everything above is committed; run the same command to go on")
+
+
+def print_check(console: Console, report: CheckReport) -> None:
+    """What `datagen check` found."""
+    for violation in report.violations[:SHOWN]:
+        where = " ".join(part for part in (violation.table, violation.part, violation.id) if part)
+        console.print(f"[red]{violation.code}[/red] {escape(where)}: {escape(violation.message)}")
+    total = sum(report.by_code.values())
+    if total > SHOWN:
+        console.print(f"... {total - SHOWN} more; --json lists them")
+    verdict = f"[red]{total} violations[/red]" if total else "[green]every invariant holds[/green]"
+    console.print(f"{verdict}: {report.num_assets} assets and {report.num_regions} regions in {report.num_parts} parts of {report.dataset}")
 
 
 def print_plan(console: Console, plan: dict[str, Any]) -> None:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from datagen.assemble import assemble
+from datagen.assemble import assemble, region_row
 from datagen.decode import make_decode_step
 from datagen.describe import make_describe_step
 from datagen.errors import ClusterError
 from datagen.faults import fault_point
-from datagen.guard import Guarded, Ledger, LedgerClient, LocalLedger, RayLedger, Step
+from datagen.guard import Guarded, Ledger, LedgerClient, LocalLedger, RayLedger, Step, split_suspects
 from datagen.job import Job, Pool
 from datagen.perceive import make_perceive_step
 from datagen.records import Asset, RegionTokens, Sample
@@ -56,9 +56,9 @@ def step_factories(plan: Plan) -> dict[str, Callable[[], Step]]:
 def stage(plan: Plan, samples: list[Sample]) -> StagedPart:
     """The last two steps: rows from texts, then one whole Parquet part per table, staged but not published."""
     for sample in samples:
-        fault_point("stage", sample.asset.uri)
+        fault_point("write", sample.asset.uri)
     finished = [assemble(sample, plan.job.assemble) for sample in samples]
-    return stage_part(open_store(plan.output), plan.run_id, finished, plan.job.write)
+    return stage_part(open_store(plan.output), plan.run_id, finished, plan.job.write, region_row)
 
 
 def start(plan: Plan) -> LedgerClient:
@@ -170,12 +170,8 @@ def run_ray(plan: Plan, ledger: LedgerClient, assets: list[tuple[int, Asset]]) -
             num_gpus=sizes[name].num_gpus or None,
             udf_modifying_row_count=False,
         )
-    dataset = dataset.map_batches(
-        partial(stage_part_of_table, plan),
-        batch_size=plan.job.write.assets_per_part,
-        batch_format="pyarrow",
-        num_cpus=sizes["write"].num_cpus,
-        max_retries=plan.job.run.crash_tries,
+    dataset = dataset.repartition(target_num_rows_per_block=plan.job.write.assets_per_part, strict=True).map_batches(
+        partial(stage_table, plan, ledger), batch_size=None, batch_format="pyarrow", num_cpus=sizes["write"].num_cpus
     )
     try:
         for row in dataset.iter_rows():
@@ -235,9 +231,12 @@ class DescribeWorker(_Worker):
 _WORKERS = {"decode": DecodeWorker, "perceive": PerceiveWorker, "describe": DescribeWorker}
 
 
-def stage_part_of_table(plan: Plan, table: pa.Table) -> pa.Table:
-    """The write step as Ray Data calls it: a table of finished samples in, one small record out."""
-    return pa.table({"staged": pa.array([pickle.dumps(stage(plan, from_table(table)))], pa.large_binary())})
+def stage_table(plan: Plan, ledger: LedgerClient, table: pa.Table) -> pa.Table:
+    """The write step as Ray Data calls it: a table of finished samples in, one small record per staged part out."""
+    chunks = split_suspects("write", ledger, from_table(table), plan.job.run.crash_tries)
+    staged = [pickle.dumps(stage(plan, chunk)) for chunk in chunks]
+    ledger.tell("end", "write", [sample.asset.asset_id for chunk in chunks for sample in chunk])
+    return pa.table({"staged": pa.array(staged, pa.large_binary())})
 
 
 # --- samples as Arrow rows ---------------------------------------------------------------------------------------------------------
@@ -250,7 +249,8 @@ def to_table(samples: list[Sample]) -> pa.Table:
     columns: dict[str, list[Any]] = {"sample": [], **{name: [] for name in _ARRAYS}}
     for sample in samples:
         tokens = sample.tokens
-        arrays = dict(zip(_ARRAYS, (sample.pixels, tokens and tokens.image, tokens and tokens.semantic), strict=True))
+        pair = (tokens.image, tokens.semantic) if tokens else (None, None)
+        arrays: dict[str, np.ndarray | None] = dict(zip(_ARRAYS, (sample.pixels, *pair), strict=True))
         shapes = {name: (a.shape, a.dtype.str) for name, a in arrays.items() if a is not None}
         light = replace(sample, pixels=None, tokens=None)
         columns["sample"].append(pickle.dumps((light, shapes, bool(tokens and tokens.is_bfloat16)), protocol=5))
@@ -275,7 +275,7 @@ def from_table(table: pa.Table) -> list[Sample]:
 def _as_buffer(array: np.ndarray) -> memoryview:
     import numpy as np
 
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _view(scalar: pa.Scalar, shape: tuple[int, ...], dtype: str) -> np.ndarray:

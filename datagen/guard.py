@@ -179,6 +179,23 @@ class RayLedger:
         getattr(self._handle, method).remote(*args)
 
 
+def split_suspects(step: str, ledger: LedgerClient, samples: list[Sample], tries: int) -> list[list[Sample]]:
+    """For a step that runs as a Ray task: the samples in the groups to process, suspects alone, those out of tries as failed rows."""
+    worker = uuid.uuid4().hex
+    ids = [sample.asset.asset_id for sample in samples]
+    suspects: dict[str, int] = ledger.ask("begin", step, worker, ids, len(ids) == 1)
+    for sample in samples:
+        if suspects.get(sample.asset.asset_id, 0) >= tries and sample.failure is None:
+            _give_up(sample, step, suspects[sample.asset.asset_id])
+    calm = [sample for sample in samples if sample.asset.asset_id not in suspects]
+    return [group for group in (calm, *([sample] for sample in samples if sample.asset.asset_id in suspects)) if group]
+
+
+def _give_up(sample: Sample, step: str, crashes: int) -> None:
+    sample.attempts = crashes
+    sample.fail(f"{step}_crashed", f"this asset killed the {step} worker {crashes} times; it is left out")
+
+
 class Guarded:
     """A step inside a worker, guarded: crashes are counted against suspects, and progress is reported."""
 
@@ -247,8 +264,7 @@ class Guarded:
 
     def _run_suspect(self, sample: Sample, crashes: int) -> None:
         if crashes >= self._tries:
-            sample.attempts = crashes
-            sample.fail(f"{self._name}_crashed", f"this asset killed the {self._name} worker {crashes} times; it is left out")
+            _give_up(sample, self._name, crashes)
             return
         with self._one_at_a_time:
             crashes = self._ledger.ask("begin", self._name, self._worker, [sample.asset.asset_id], True).get(sample.asset.asset_id, crashes)

@@ -23,7 +23,7 @@ from datagen.guard import CRASHES, LedgerClient
 from datagen.job import Job
 from datagen.records import Asset
 from datagen.sources import open_source
-from datagen.write import DoneSet, RunRecord, StagedPart, Store, done_assets, open_store, prepare_output, publish_part, sweep, write_card
+from datagen.write import DoneSet, RunRecord, StagedPart, Store, done_assets, open_store, prepare_output, publish_part, sweep, weight_hashes, write_card
 
 if TYPE_CHECKING:
     from datagen.pam.checkpoint import ModelFiles
@@ -126,9 +126,9 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -
             return summary
         with screen(default_log_path(output, record.run_id)) as progress:
             logger.info("run %s; left over from an earlier run and removed: %s", record.run_id, removed)
-            record.model = model.facts() if model else {"checkpoint": "fake"}
+            image_size = _note_model(record, job, model)
             record.write(store, status="running")
-            plan = graph.Plan(job, output, record.run_id, model.image_size if model else FAKE_IMAGE_SIZE)
+            plan = graph.Plan(job, output, record.run_id, image_size)
             _stream(plan, store, _push_back(first, todo), summary, record, progress)
     return summary
 
@@ -216,6 +216,27 @@ def _resolve(job: Job) -> ModelFiles | None:
     from datagen.pam.checkpoint import resolve_model
 
     return resolve_model(job.model)
+
+
+def _note_model(record: RunRecord, job: Job, model: ModelFiles | None) -> int:
+    """Write down which weights and prompts make the rows; returns the model's image size, px."""
+    if model is None:
+        record.model = {"checkpoint": "fake"}
+        return FAKE_IMAGE_SIZE
+    from datagen.describe.prompter import asked_keys
+    from datagen.pam.prompts import image_prompt
+    from datagen.pam.segmenter import model_config
+
+    record.model = {
+        **job.model.model_dump(),
+        "folder": str(model.checkpoint),
+        "license": model.license(),
+        "sam2_weights": str(model.sam2_weights or "inside the checkpoint"),
+        "sam2_config": model.sam2_config,
+        "sha256": weight_hashes(model.weight_files()),
+    }
+    record.prompts = {f"{task}_{language}": image_prompt(task, language) for task, language in asked_keys(job.describe)}
+    return int(model_config(model.sam2_config)["image_size"])
 
 
 def _todo(source: Any, done: DoneSet, summary: RunSummary, limit: int | None) -> Iterator[tuple[int, Asset]]:

@@ -1,7 +1,7 @@
 """Decode: files to pixels, in a child process that may die or hang without harm.
 
 Failure codes, all in the `error_code` column: `missing_file`, `unreadable`, `empty_file`, `not_an_image`, `truncated`, `corrupt`,
-`bomb`, `unsupported_mode`, `unsupported_media`, `out_of_memory`, `decoder_crashed`, `decode_timeout`.
+`bomb`, `unsupported_media`, `out_of_memory`, `decoder_crashed`, `decode_timeout`.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def decode_image(data: bytes, options: DecodeOptions, image_size: int) -> Decode
     """Decode one file's bytes and resize to (image_size, image_size), bicubic, without keeping the aspect: the model's preprocessing.
 
     Raises DecodeError with code `empty_file`, `not_an_image`, `truncated`, `corrupt`, `bomb` (more than max_pixels, known from the
-    header, before any pixel is decoded), `unsupported_mode` or `out_of_memory`.
+    header, before any pixel is decoded) or `out_of_memory`.
     """
     if not data:
         raise DecodeError("the file is empty (0 bytes)", code="empty_file")
@@ -61,19 +61,16 @@ def decode_image(data: bytes, options: DecodeOptions, image_size: int) -> Decode
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as 8-bit RGB (see the module's docstring). Raises DecodeError (`unsupported_mode`) for a mode that Pillow cannot convert."""
+    """A picture of any of Pillow's modes as 8-bit RGB (see the module's docstring)."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray(_FROM_16_BITS[np.asarray(image)])
     elif image.mode in ("I", "F"):
         image = Image.fromarray(_stretched(np.asarray(image)))
-    try:
-        if image.has_transparency_data:
-            image = image.convert("LA") if image.mode == "La" else image
-            seen = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+    if not image.has_transparency_data:
         return image.convert("RGB")
-    except ValueError as error:
-        raise DecodeError(f"pictures of mode {image.mode} cannot be converted to RGB: {error}", code="unsupported_mode") from error
+    # Pillow converts premultiplied grey only to grey with alpha.
+    seen = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
 
 
 def _loaded(data: bytes, max_pixels: int) -> Image.Image:
@@ -99,7 +96,11 @@ def _broken(data: bytes, error: Exception) -> DecodeError:
     claimed = claimed_format(data)
     if claimed is None:
         return DecodeError(f"the content is no {', '.join(FORMATS)} image; it starts with {data[:16]!r}", code="not_an_image")
-    detail = "its header cannot be read" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
+    detail = (
+        "its header cannot be read or is of a rare kind"
+        if isinstance(error, UnidentifiedImageError)
+        else f"{type(error).__name__}: {error}"
+    )
     if is_cut(data, str(error)):
         return DecodeError(f"the {claimed} file ends too early, after {len(data)} bytes ({detail})", code="truncated")
     return DecodeError(f"the {claimed} data is damaged ({detail})", code="corrupt")

@@ -13,7 +13,6 @@ import queue
 import signal
 import stat
 import struct
-import sys
 import threading
 from typing import Any, BinaryIO
 
@@ -37,7 +36,7 @@ def main(options_json: str, image_size: int) -> None:
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(sys.stdin.buffer, requests), daemon=True).start()
+    threading.Thread(target=_receive, args=(requests,), daemon=True).start()
     _send(answers, {"kind": "ready"})
     while True:
         request = requests.get()
@@ -84,8 +83,16 @@ def _send(answers: BinaryIO, message: dict[str, Any], payload: bytes = b"") -> N
         data = data[answers.write(data) :]
 
 
-def _receive(source: BinaryIO, requests: queue.SimpleQueue[dict[str, Any]]) -> None:
-    while header := source.read(LENGTH.size):
-        requests.put(json.loads(source.read(LENGTH.unpack(header)[0])))
+def _receive(requests: queue.SimpleQueue[dict[str, Any]]) -> None:
+    while header := _read(LENGTH.size):
+        requests.put(json.loads(_read(LENGTH.unpack(header)[0])))
     # The parent closed the pipe or died, even by SIGKILL: leave at once, also in the middle of a decoding.
     os._exit(0)
+
+
+def _read(size: int) -> bytes:
+    """`size` bytes of standard input, fewer when it closed. Unbuffered: a thread waiting in sys.stdin would abort the exit."""
+    data = b""
+    while len(data) < size and (more := os.read(0, size - len(data))):
+        data += more
+    return data

@@ -22,7 +22,7 @@ _BODY = Template(
 $front_matter---
 # $name
 
-Regions of images, each with its mask and what it is, is for and looks like. Made by [datagen]($home) with the job `$name`.
+Regions of images, each with its mask and what it is, is for and looks like. Made by datagen with the job `$name`.
 
 | | |
 |---|---|
@@ -32,8 +32,8 @@ $counts
 
 `assets` has one row per listed file, with its `status`: `ok`, `empty` (nothing was found) or `failed` (`error_code` and
 `error_message` say why). `regions` has one row per region: `mask` (COCO run-length encoding at the image's size), `box_xyxy`,
-scores, and texts: $texts. A row's `run_id` names the record in `_datagen/runs/` that says with which models, prompts and settings
-it was made.
+scores, and texts: $texts.
+A row's `run_id` names the record in `_datagen/runs/` that says with which models, prompts and settings it was made.
 
 ## Reading it
 
@@ -55,8 +55,10 @@ SELECT a.uri, r.label_en, r.caption_en FROM 'assets/*.parquet' a JOIN 'regions/*
 
 ## Licences
 
-The texts were generated with the checkpoint `$checkpoint`; see the licence of its weights. The pictures are not part of this
-dataset; the licence of each, where the input names one, is in `assets.license`.
+The texts were generated with the checkpoint `$checkpoint`; see the licence of its weights.
+The pictures are not part of this dataset; the licence of each, where the input names one, is in `assets.license`.
+
+This card is rewritten by every run into this folder.
 """
 )
 
@@ -69,7 +71,6 @@ def write_card(store: Store, job: Job) -> None:
     card = _BODY.substitute(
         front_matter=front_matter,
         name=job.name,
-        home="https://pypi.org/project/datagen",
         counts=_counts(done.statuses, num_regions, done.num_parts),
         texts=texts,
         checkpoint=job.model.checkpoint,

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 from PIL import Image
 
-WORKERS = {"perceive": "PerceiveWorker", "describe": "DescribeWorker", "stage": "stage_part_of_table"}
+WORKERS = {"perceive": "PerceiveWorker", "describe": "DescribeWorker", "write": "stage_table"}
 
 
 def make_input(folder: Path, count: int) -> Path:

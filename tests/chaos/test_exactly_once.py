@@ -36,7 +36,7 @@ def test_twenty_random_kills_lose_and_double_nothing(job: Path, tmp_path: Path) 
     manifest = make_input(tmp_path / "in", count)
     output = tmp_path / "corpus"
 
-    kills = batter(job, manifest, output, random.Random(seed), kills_wanted=24, steps=("perceive", "describe", "stage"), legs=4)
+    kills = batter(job, manifest, output, random.Random(seed), kills_wanted=24, steps=("perceive", "describe", "write"), legs=4)
 
     print(f"seed {seed}, kills {dict(kills)}")
     assert sum(kills.values()) >= 20
@@ -49,7 +49,7 @@ def test_a_zombie_stages_but_cannot_publish(job: Path, tmp_path: Path) -> None:
     """Staging is delayed past the driver's death: the late part may be staged, but never shows up in the tables."""
     manifest = make_input(tmp_path / "in", 40)
     output = tmp_path / "corpus"
-    run = Run(job, manifest, output, faults={"stage": {"delay_s": 3}})
+    run = Run(job, manifest, output, faults={"write": {"delay_s": 0.15}})
     deadline = time.monotonic() + 60
     while not (output / "_datagen" / "runs").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -116,7 +116,7 @@ def test_crash_counts_hold_across_restarts(job: Path, tmp_path: Path) -> None:
 def test_two_runs_cannot_write_one_output(job: Path, tmp_path: Path) -> None:
     manifest = make_input(tmp_path / "in", 40)
     output = tmp_path / "corpus"
-    first = Run(job, manifest, output, faults={"stage": {"delay_s": 0.2}})
+    first = Run(job, manifest, output, faults={"write": {"delay_s": 0.1}})
     deadline = time.monotonic() + 60
     while not (output / "_datagen" / "dataset.json").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
