@@ -123,7 +123,7 @@ class DescribeOptions(Options):
     """Region tokens to text, in large batches."""
 
     engine: Literal["vllm", "transformers", "fake"] = Field("vllm", description="`transformers` is the reference, `fake` invents text")
-    tasks: tuple[Task, ...] = Field(TASKS, description="which texts")
+    tasks: tuple[Task, ...] = Field(("label", "definition", "caption", "description"), description="which texts")
     languages: tuple[Language, ...] = Field(("en",), description="in which languages")
     max_tokens: MaxTokens = MaxTokens()
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
