@@ -87,7 +87,7 @@ def test_an_asset_that_kills_its_worker_becomes_one_failed_row(job: Path, tmp_pa
     (folder / "0.png").write_bytes((folder / "poison.png").read_bytes())
     output = tmp_path / "corpus"
 
-    summary = Run(job, manifest, output, faults={"perceive": {"kill_if_uri": "poison"}}).finish()
+    summary = Run(job, manifest, output, faults={"worker.perceive": {"kill_if_uri": "poison"}}).finish()
 
     assert summary["statuses"] == {"ok": 23, "failed": 1}
     assert summary["failures"] == {"perceive_crashed": 1}
@@ -98,7 +98,7 @@ def test_crash_counts_hold_across_restarts(job: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     manifest = make_input(folder, 1)
     output = tmp_path / "corpus"
-    poison = {"perceive": {"kill_if_uri": "0.png"}}
+    poison = {"worker.perceive": {"kill_if_uri": "0.png"}}
     crashes = output / "_datagen" / "crashes.json"
     run = Run(job, manifest, output, "--set", "run.crash_tries=3", faults=poison)
     deadline = time.monotonic() + 60

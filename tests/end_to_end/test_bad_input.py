@@ -34,7 +34,7 @@ def test_bad_files_cost_themselves_and_nothing_else(tmp_path: Path) -> None:
     manifest = bad_media.write_manifest(tmp_path / "in", media)
     job, output = tmp_path / "job.yaml", tmp_path / "corpus"
     job.write_text(JOB)
-    faults = {**bad_media.FAULTS_BY_PLACE, "perceive": {"kill_if_uri": "cmyk"}}
+    faults = {**bad_media.FAULTS_BY_PLACE, "worker.perceive": {"kill_if_uri": "cmyk"}}
 
     summary = Run(job, manifest, output, faults=faults).finish(timeout=500)
 
