@@ -168,7 +168,7 @@ def _regular(num_corners: int, inner: float = 1.0) -> list[tuple[float, float]]:
 
 
 def _heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    x, y = u * 1.25, -v * 1.25 + 0.15
+    x, y = u * 1.26, 0.24 - v * 1.26
     return (x**2 + y**2 - 1) ** 3 <= x**2 * y**3
 
 
@@ -176,8 +176,8 @@ def _heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 KINDS: dict[str, tuple[str, str, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
     "circle": ("circle", "圆形", lambda u, v: u**2 + v**2 <= 0.9),
     "ellipse": ("ellipse", "椭圆形", lambda u, v: u**2 + (v / 0.55) ** 2 <= 1),
-    "square": ("square", "正方形", lambda u, v: np.maximum(abs(u), abs(v)) <= 0.78),
-    "rectangle": ("rectangle", "长方形", lambda u, v: (abs(u) <= 0.92) & (abs(v) <= 0.46)),
+    "square": ("square", "正方形", lambda u, v: np.maximum(abs(u), abs(v)) <= 0.7),
+    "rectangle": ("rectangle", "长方形", lambda u, v: (abs(u) <= 0.88) & (abs(v) <= 0.44)),
     "triangle": ("triangle", "三角形", _polygon(_regular(3))),
     "pentagon": ("pentagon", "五边形", _polygon(_regular(5))),
     "hexagon": ("hexagon", "六边形", _polygon(_regular(6))),

@@ -106,10 +106,12 @@ def test_a_polygon_needs_the_pictures_size(tmp_path):
 
 
 def test_images_without_a_name_and_annotations_without_an_image(tmp_path):
-    source = source_of(coco(tmp_path, annotation(1, image_id=99), images=[{"id": 1}, {"id": 2, "file_name": "b.jpg"}]), media_root="/media")
+    (tmp_path / "media").mkdir()
+    path = coco(tmp_path, annotation(1, image_id=99), images=[{"id": 1}, {"id": 2, "file_name": "b.jpg"}])
+    source = source_of(path, media_root=str(tmp_path / "media"))
     nameless, named = source
     assert nameless.failure.code == "manifest_no_uri"
-    assert named.uri == "/media/b.jpg"
+    assert named.uri == str(tmp_path / "media/b.jpg")
     assert source.skipped == {"annotation of an unknown image": 1}
 
 

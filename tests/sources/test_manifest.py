@@ -204,7 +204,10 @@ def test_csv_rows(tmp_path):
 def test_uris_start_from_the_manifest_or_the_media_root(tmp_path):
     path = jsonl(tmp_path, {"uri": "x/../a.png"}, {"uri": "/data/b.png"}, {"uri": "file:///data/c%20d.png"})
     assert [asset.uri for asset in source_of(path)] == [str(tmp_path / "a.png"), "/data/b.png", "/data/c d.png"]
-    assert next(iter(source_of(path, media_root="/media/photos/"))).uri == "/media/photos/a.png"
+    (tmp_path / "photos").mkdir()
+    assert next(iter(source_of(path, media_root=f"{tmp_path}/photos/"))).uri == f"{tmp_path}/photos/a.png"
+    with pytest.raises(SourceError, match="not a folder"):
+        source_of(path, media_root=f"{tmp_path}/nothing")
 
 
 @pytest.mark.parametrize("uri", ["https://example.org/a.png", "s3://bucket/a.png", "file://host/a.png"])
