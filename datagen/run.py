@@ -139,9 +139,8 @@ def _stream(
     """Publish parts as they come; whatever ends the run, the record says how far it came."""
     started = time.monotonic()
     status = "failed"
-    ledger = graph.start(plan)
     try:
-        with _polling(ledger, summary, progress):
+        with graph.started(plan) as ledger, _polling(ledger, summary, progress):
             for part in _parts(plan, ledger, todo):
                 publish_part(store, part)
                 summary.add(part)
