@@ -47,8 +47,12 @@ class ModelOptions(Options):
     """Which weights. Licences differ between them; the run record says what was used."""
 
     checkpoint: str = Field("Perceive-Anything/PAM-1.5B", description="PAM checkpoint: `tiny`, a folder, or a hub id")
-    sam2: str | None = Field(None, description="SAM 2.1 weights: a file, a folder or a hub id; left out: those beside or inside the checkpoint")
-    sam2_config: str | None = Field(None, description="SAM 2 config: a name in the sam2 package or a YAML/JSON file; left out: by the weights")
+    sam2: str | None = Field(
+        None, description="SAM 2.1 weights: a file, a folder or a hub id; left out: those beside or inside the checkpoint"
+    )
+    sam2_config: str | None = Field(
+        None, description="SAM 2 config: a name in the sam2 package or a YAML/JSON file; left out: by the weights"
+    )
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
 
 
@@ -57,7 +61,9 @@ class SourceOptions(Options):
 
     input: str | None = Field(None, description="folder, manifest (.parquet, .jsonl, .csv) or COCO .json")
     kind: Literal["auto", "folder", "manifest", "coco"] = Field("auto", description="how `input` is read")
-    media_root: str | None = Field(None, description="folder that relative URIs of a manifest or COCO file start from; left out: beside that file")
+    media_root: str | None = Field(
+        None, description="folder that relative URIs of a manifest or COCO file start from; left out: beside that file"
+    )
     coco_prompt: Literal["box", "mask"] = Field("box", description="which part of a COCO annotation becomes the prompt")
     reprocess_changed: bool = Field(False, description="count a file whose size or time changed as a new asset")
 
@@ -83,7 +89,9 @@ class EverythingOptions(Options):
     mask_iou_max: Fraction = Field(0.9, description="of two candidates whose masks overlap more, the worse is dropped")
     min_area_px: int = Field(0, ge=0, description="smaller masks are dropped, pixels of the image")
     max_regions: Positive = Field(64, description="the best this many are kept")
-    stored_mask: Literal["candidate", "refined"] = Field("candidate", description="which mask is stored: the grid's candidate or the box-prompted one")
+    stored_mask: Literal["candidate", "refined"] = Field(
+        "candidate", description="which mask is stored: the grid's candidate or the box-prompted one"
+    )
 
 
 class PerceiveOptions(Options):
@@ -93,7 +101,9 @@ class PerceiveOptions(Options):
     batch_size: Positive = Field(8, description="images encoded together")
     prompts_per_call: Positive = Field(64, description="prompts per mask-decoder call")
     device: str = Field("auto", description="`auto`, `cpu` or `cuda`")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="arithmetic; auto: bfloat16 autocast on a GPU, float32 on a CPU")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="arithmetic; auto: bfloat16 autocast on a GPU, float32 on a CPU"
+    )
     drop_absent: bool = Field(False, description="drop regions whose object score is <= 0 (nothing there) instead of flagging them")
     everything: EverythingOptions = EverythingOptions()
     fake_delay_s: float = Field(0.0, ge=0, description="`fake` sleeps this long per batch, seconds")
@@ -125,7 +135,9 @@ class DescribeOptions(Options):
     max_num_seqs: Positive = Field(256, description="requests decoded together by the engine")
     max_model_len: Positive = Field(2048, description="longest prompt plus answer, tokens")
     device: str = Field("auto", description="`auto`, `cpu` or `cuda`")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="weights of the LLM; auto: bfloat16 on a GPU, float32 on a CPU")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="weights of the LLM; auto: bfloat16 on a GPU, float32 on a CPU"
+    )
     gpu_memory_fraction: Fraction = Field(0.75, description="of one GPU's memory, for weights and KV cache")
     cpu_kv_cache_gib: Positive = Field(1, description="KV cache on a CPU, GiB")
     enforce_eager: bool | None = Field(None, description="skip graph capture; left out: skipped on a CPU")

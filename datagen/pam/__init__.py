@@ -1,0 +1,1 @@
+"""The model: checkpoint, SAM 2 front end, perceiver, projectors, prompts."""
