@@ -6,6 +6,8 @@ import asyncio
 import itertools
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,10 @@ class VllmEngine:
         self._dtype = dtype
         self._numbers = itertools.count()
         self._closed = False
-        _set_environment(options, device)
         self._reaper = Reaper()
         self._loop = LoopThread("vllm")
-        self._engine = self._start(_engine_arguments(folder, options, device, dtype))
+        with _environment(options, device):
+            self._engine = self._start(_engine_arguments(folder, options, device, dtype))
 
     async def generate(self, request: Request) -> Completion:
         """Hand one request to the engine and wait for its text."""
@@ -86,9 +88,10 @@ class VllmEngine:
         return Completion(text, ids, logprob, answer.finish_reason, len(request.embeds), output.num_cached_tokens or 0)
 
 
-def _set_environment(options: DescribeOptions, device: str) -> None:
-    """vLLM reads these when it is imported, and its processes inherit them. What the user has set stays."""
-    defaults = {
+@contextmanager
+def _environment(options: DescribeOptions, device: str) -> Iterator[None]:
+    """What vLLM and the processes it starts read from the environment. What the user has set stays; afterwards all is as before."""
+    wanted = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
@@ -96,21 +99,24 @@ def _set_environment(options: DescribeOptions, device: str) -> None:
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if device == "cpu":
-        defaults |= {
+        wanted |= {
             "VLLM_CPU_KVCACHE_SPACE": str(options.cpu_kv_cache_gib),
             # By default every engine binds itself to the machine's first cores, whatever else runs there.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(_cpu_threads(options)),
+            "OMP_NUM_THREADS": str(max(1, round(options.pool.num_cpus or len(os.sched_getaffinity(0))))),
         }
         if _is_eager(options, device):
             # Otherwise the first request waits 15 s for a C++ compiler, to speed up the rank of a log-probability.
-            defaults["TORCHDYNAMO_DISABLE"] = "1"
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-
-
-def _cpu_threads(options: DescribeOptions) -> int:
-    return max(1, round(options.pool.num_cpus or len(os.sched_getaffinity(0))))
+            wanted["TORCHDYNAMO_DISABLE"] = "1"
+    before = dict(os.environ)
+    os.environ.update({name: value for name, value in wanted.items() if name not in before})
+    try:
+        yield
+    finally:
+        # vLLM sets variables too (LD_PRELOAD, for one) that are not meant for what we start later.
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _is_eager(options: DescribeOptions, device: str) -> bool:

@@ -100,7 +100,9 @@ def parts(output: Path) -> list[Path]:
     return sorted((output / "assets").glob("part-*.parquet"))
 
 
-def batter(job: Path, manifest: Path, output: Path, rng: random.Random, kills_wanted: int, steps: tuple[str, ...], legs: int) -> Counter[str]:
+def batter(
+    job: Path, manifest: Path, output: Path, rng: random.Random, kills_wanted: int, steps: tuple[str, ...], legs: int
+) -> Counter[str]:
     """Start runs and kill workers and drivers at random moments until `kills_wanted` kills happened, then let it finish.
 
     Every second leg commits in chunks of another size, so that parts are named differently after a crash.
