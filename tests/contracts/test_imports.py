@@ -74,13 +74,6 @@ def test_what_all_steps_share_knows_no_step():
             assert not steps, f"datagen/{file} imports {steps}"
 
 
-def test_the_graph_names_the_steps_in_order():
-    imported = [name.split(".")[1] for name in imports_of("graph.py") if name.startswith("datagen.") and name.count(".") >= 1]
-    assert list(dict.fromkeys(name for name in imported if name in STEPS)) == sorted(
-        set(imported) & set(STEPS), key=["assemble", "decode", "describe", "perceive", "sources", "write"].index
-    )
-
-
 @pytest.mark.parametrize(
     "module", ["datagen", "datagen.cli", "datagen.job", "datagen.records", "datagen.check", "datagen.stats", "datagen.write"]
 )
