@@ -74,7 +74,9 @@ def run(
 
 
 @app.command()
-def plan(job_file: JobFile, input: Input = None, output: Output = None, model: Model = None, set_: Set = None, as_json: AsJson = False) -> None:
+def plan(
+    job_file: JobFile, input: Input = None, output: Output = None, model: Model = None, set_: Set = None, as_json: AsJson = False
+) -> None:
     """Say what a run would do: listed, done, left, and the workers it would start. Nothing is run or written.
 
     Example: `datagen plan pipelines/image-regions.yaml --input photos/ --output corpus/`

@@ -237,9 +237,9 @@ def _bars(title: str, counts: dict[str, int]) -> Table:
 
 
 def _runs_table(runs: list[dict[str, Any]]) -> Table:
-    table = Table(title="Runs", title_justify="left", box=None)
-    for heading in ("run", "status", "assets", "regions", "seconds", "regions/s", "tokens/s", "from cache"):
-        table.add_column(heading, justify="left" if heading in ("run", "status") else "right", no_wrap=True)
+    table = Table(title="Runs", title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("run", "status", "assets", "regions", "seconds", "reg/s", "tok/s", "cached"):
+        table.add_column(heading, justify="left" if heading in ("run", "status") else "right", overflow="fold")
     for run in runs:
         numbers = (f"{run['assets']:,}", f"{run['regions']:,}", f"{run['seconds']:,}")
         rates = ("" if value is None else f"{value:,.1f}" for value in (run["regions_per_s"], run["output_tokens_per_s"]))

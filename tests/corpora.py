@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from datagen.assemble import region_row
 from datagen.job import Job, WriteOptions, parse_job
-from datagen.records import LANGUAGES, TASKS, Asset, Prompt, Region, Sample, Text, asset_id_of
+from datagen.records import Asset, Prompt, Region, Sample, Text, asset_id_of
 from datagen.write import RunRecord, Store, open_store, prepare_output, publish_part, stage_part, sweep
 
 WIDTH, HEIGHT = 40, 30
@@ -62,25 +63,6 @@ def failed_sample(index: int) -> Sample:
     sample = make_sample(index)
     sample.fail("decode_truncated", "the file ends in the middle of the picture")
     return sample
-
-
-def region_row(sample: Sample, region: Region, run_id: str) -> dict[str, Any]:
-    prompt = region.prompt
-    row: dict[str, Any] = {
-        "region_id": f"{sample.asset.asset_id}-{region.region_index:04d}",
-        "asset_id": sample.asset.asset_id,
-        "prompt": {"type": prompt.type, "source": prompt.source, "box": prompt.box, "points": prompt.points, "labels": prompt.labels},
-        "run_id": run_id,
-    }
-    for name in ("region_index", "mask", "mask_source", "box_xyxy", "area_px", "predicted_iou", "stability", "object_score", "flags"):
-        row[name] = getattr(region, name)
-    for task in TASKS:
-        for language in LANGUAGES:
-            text = region.texts.get((task, language))
-            row[f"{task}_{language}"] = text and text.text
-            row[f"{task}_{language}_logprob"] = text and text.logprob
-            row[f"{task}_{language}_finish"] = text and text.finish_reason
-    return row
 
 
 def fake_job(**values: Any) -> Job:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -25,8 +24,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def summary(corpus: Path) -> Iterator[dict]:
-    yield Run(ROOT / "pipelines" / "demo.yaml", ROOT / "samples" / "manifest.jsonl", corpus).finish(timeout=280)
+def summary(corpus: Path) -> dict:
+    return Run(ROOT / "pipelines" / "demo.yaml", ROOT / "samples" / "manifest.jsonl", corpus).finish(timeout=280)
 
 
 def test_every_sample_is_in_the_corpus(summary: dict, corpus: Path) -> None:
@@ -55,7 +54,9 @@ def test_the_tables_open_in_the_usual_readers(summary: dict, corpus: Path) -> No
     import duckdb
     import pandas
 
-    regions = datasets.load_dataset("parquet", data_files=str(corpus / "regions" / "*.parquet"), split="train", cache_dir=corpus.parent / "hf")
+    regions = datasets.load_dataset(
+        "parquet", data_files=str(corpus / "regions" / "*.parquet"), split="train", cache_dir=corpus.parent / "hf"
+    )
     assert len(regions) == summary["regions"]
     first = regions[0]
     height, width = coco_mask.decode(first["mask"]).shape

@@ -6,10 +6,11 @@ from datetime import date
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from corpora import failed_sample, kill, make_sample, mixed_parts, region_row, start_python, wait_for, write_dataset
+from corpora import failed_sample, kill, make_sample, mixed_parts, start_python, wait_for, write_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datagen.assemble import region_row
 from datagen.check import check_dataset
 from datagen.errors import SchemaError, WriteError
 from datagen.job import WriteOptions

@@ -4,8 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpora import make_sample, region_row
+from corpora import make_sample
 
+from datagen.assemble import region_row
 from datagen.errors import SchemaError
 from datagen.records import LANGUAGES, TASKS
 from datagen.write import arrow_schema, table_from_rows
