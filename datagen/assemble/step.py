@@ -10,7 +10,7 @@ from datagen.records import Region, Sample
 def assemble(sample: Sample, options: AssembleOptions) -> Sample:
     """Flag the regions of a sample and drop those that the job does not want, each counted in `dropped` by its reason.
 
-    Reasons: `min_area_px`, `drop_below_logprob`, `drop_empty_text`, after the option that asked. Flags are
+    Reasons: `min_area`, `label_logprob`, `empty_text`. Flags are
     `<flag>:<task>_<language>`, see texts.text_flags. A failed sample passes through. Doing it twice changes nothing.
     """
     if sample.failure is not None:
@@ -29,12 +29,12 @@ def assemble(sample: Sample, options: AssembleOptions) -> Sample:
 
 def _drop_reason(region: Region, options: AssembleOptions) -> str | None:
     if region.area_px < options.min_area_px:
-        return "min_area_px"
+        return "min_area"
     logprob = label_logprob(region.texts)
     if options.drop_below_logprob is not None and logprob is not None and logprob < options.drop_below_logprob:
-        return "drop_below_logprob"
+        return "label_logprob"
     if options.drop_empty_text and not any(has_letter(text.text) for text in region.texts.values()):
-        return "drop_empty_text"
+        return "empty_text"
     return None
 
 

@@ -10,7 +10,7 @@ from datagen.describe import Engine, OnDeath
 from datagen.describe.prompter import PamPrompter, Prompter, asked_keys
 from datagen.errors import JobError
 from datagen.job import DescribeOptions, Job
-from datagen.pam.checkpoint import Checkpoint, resolve_model
+from datagen.pam.checkpoint import Checkpoint, checkpoint_folder
 from datagen.pam.llm import load_tokenizer, prepare_llm
 from datagen.pam.projector import load_projector
 from datagen.pam.prompts import image_prompt, tokenize
@@ -20,7 +20,7 @@ def load_parts(job: Job, on_engine_death: OnDeath) -> tuple[Prompter, Engine]:
     """Raises ModelLoadError when the checkpoint is not whole, JobError when the job asks for a device that is not there."""
     options = job.describe
     device, dtype = device_and_dtype(options)
-    checkpoint = Checkpoint(resolve_model(job.model).checkpoint)
+    checkpoint = Checkpoint(checkpoint_folder(job.model))
     folder = prepare_llm(checkpoint)
     tokenizer = load_tokenizer(folder)
     # The engine first: vLLM reserves its share of the GPU before anything of ours is there.

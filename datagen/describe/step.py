@@ -35,7 +35,7 @@ class DescribeStep:
 
     def setup(self) -> None:
         """Load the model and start the engine. Raises ModelLoadError or JobError."""
-        self._prompter, self._engine = _make_parts(self._job, self._on_engine_death)
+        self.prompter, self.engine = _make_parts(self._job, self._on_engine_death)
         self._slots = Slots(max(math.ceil(_HEADROOM * self._job.describe.max_num_seqs), len(self._keys)))
         self._loop = LoopThread("describe")
         # One thread: projections of several samples would only fight for the same device.
@@ -54,7 +54,7 @@ class DescribeStep:
         """Stop the engine."""
         self._loop.stop()
         self._projecting.shutdown()
-        self._engine.close()
+        self.engine.close()
 
     async def _process(self, samples: list[Sample]) -> None:
         await _all(self._attempt(sample) for sample in samples)
@@ -80,7 +80,7 @@ class DescribeStep:
         await self._slots.acquire((stop - start) * len(self._keys))
         try:
             loop = asyncio.get_running_loop()
-            asked = await loop.run_in_executor(self._projecting, self._prompter.requests, sample, start, stop)
+            asked = await loop.run_in_executor(self._projecting, self.prompter.requests, sample, start, stop)
         except BaseException:
             self._slots.release((stop - start) * len(self._keys))
             raise
@@ -89,7 +89,7 @@ class DescribeStep:
             _count(sample, "shareable_tokens", region.shared_tokens * (len(region.requests) - 1))
 
     async def _answer(self, sample: Sample, asked: RegionRequests, key: Key) -> None:
-        completion = await self._engine.generate(asked.requests[key])
+        completion = await self.engine.generate(asked.requests[key])
         _record(sample, sample.regions[asked.region], key, completion)
 
 

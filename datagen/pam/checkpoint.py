@@ -110,7 +110,7 @@ def resolve_model(options: ModelOptions) -> ModelFiles:
     SAM 2.1 weights left out are looked for in the checkpoint's `sam2/` folder, then inside the checkpoint, then taken from
     facebook/sam2.1-hiera-large. Raises ModelLoadError saying what was tried.
     """
-    checkpoint = _checkpoint_folder(options)
+    checkpoint = checkpoint_folder(options)
     weights, config = _sam2_files(options, checkpoint)
     return ModelFiles(
         checkpoint=checkpoint, sam2_weights=weights, sam2_config=options.sam2_config or config or _config_by_shape(checkpoint, weights)
@@ -138,7 +138,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DATAGEN_CACHE") or Path.home() / ".cache" / "datagen")
 
 
-def _checkpoint_folder(options: ModelOptions) -> Path:
+def checkpoint_folder(options: ModelOptions) -> Path:
+    """The PAM folder that a job names, made (`tiny`) or downloaded where needed. Raises ModelLoadError saying what was tried."""
     if options.checkpoint == "tiny":
         return _tiny_folder()
     folder = Path(options.checkpoint).expanduser()

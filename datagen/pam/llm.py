@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from datagen.errors import ModelLoadError
-from datagen.pam.checkpoint import Checkpoint
+from datagen.pam.checkpoint import Checkpoint, cache_folder
 
 _FORMAT = "1"  # raise it when what is written changes, so that old cache entries are not used
 _TOKENIZER_FILES = (
@@ -49,13 +48,6 @@ _CONFIG_KEYS = (
 _EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 _LLM_PREFIXES = ("model.layers.", "model.norm.", _EMBEDDING, _HEAD)
-
-
-def default_cache_dir() -> Path:
-    """Where prepared models are kept: `$DATAGEN_CACHE`, or `datagen` in the user's cache folder."""
-    if "DATAGEN_CACHE" in os.environ:
-        return Path(os.environ["DATAGEN_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "datagen"
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -91,7 +83,7 @@ def prepare_llm(checkpoint: Checkpoint, cache_dir: Path | None = None) -> Path:
     """
     vocabulary = len(load_tokenizer(checkpoint.folder))
     _check(checkpoint, vocabulary)
-    root = (cache_dir or default_cache_dir()) / "llm"
+    root = (cache_dir or cache_folder()) / "llm"
     root.mkdir(parents=True, exist_ok=True)
     target = root / _content_hash(checkpoint)
     with _locked(target.with_suffix(".lock")):

@@ -103,7 +103,7 @@ def test_each_filter_drops_with_its_reason():
     small, empty = region(0, area_px=49, label_en=text("cup")), region(3, label_en=text("--", -0.1))
     done = assemble(sample(small, unsure, unsure_definition, empty, kept), options)
     assert [r.region_index for r in done.regions] == [4]
-    assert done.dropped == {"min_area_px": 1, "drop_below_logprob": 2, "drop_empty_text": 1}
+    assert done.dropped == {"min_area": 1, "label_logprob": 2, "empty_text": 1}
 
 
 def test_a_failed_sample_passes_through():

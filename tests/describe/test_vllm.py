@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import golden_job, sample_with_tokens
+from describe_helpers import golden_job, sample_with_tokens
 
 from datagen.describe import Request, Sampling
 from datagen.describe.step import DescribeStep
@@ -83,7 +83,7 @@ def test_a_bad_sample_fails_alone(vllm_step: DescribeStep):
 def test_unused_rows_of_the_vocabulary_cannot_be_said(vllm_step: DescribeStep, golden: Path):
     prompts, vocabulary = prompts_won_by_unused_rows(golden)
     for embeds in prompts:
-        completion = asyncio.run(vllm_step._engine.generate(Request("unused", embeds, Sampling(8, ignore_eos=True))))
+        completion = asyncio.run(vllm_step.engine.generate(Request("unused", embeds, Sampling(8, ignore_eos=True))))
         assert max(completion.token_ids) < vocabulary
 
 
