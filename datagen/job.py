@@ -123,7 +123,7 @@ class DescribeOptions(Options):
     """Region tokens to text, in large batches."""
 
     engine: Literal["vllm", "transformers", "fake"] = Field("vllm", description="`transformers` is the reference, `fake` invents text")
-    tasks: tuple[Task, ...] = Field(TASKS, description="which texts")
+    tasks: tuple[Task, ...] = Field(("label", "definition", "caption", "description"), description="which texts")
     languages: tuple[Language, ...] = Field(("en",), description="in which languages")
     max_tokens: MaxTokens = MaxTokens()
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
@@ -281,3 +281,7 @@ def job_schema() -> dict[str, Any]:
 
 
 __all__ = ["LANGUAGES", "TASKS", "Job", "job_schema", "load_job", "parse_job"]
+
+
+if __name__ == "__main__":
+    print(json.dumps(job_schema(), indent=2, ensure_ascii=False))

@@ -1,0 +1,83 @@
+"""Region tokens to text: one protocol for the engines, and the step that keeps one of them busy."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from datagen.describe.step import DescribeStep
+    from datagen.job import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one answer is drawn. temperature 0 is greedy; `seed` is used only above it.
+
+    ignore_eos goes on to max_tokens whatever comes (comparisons and measurements of fixed length).
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One text to generate. embeds: (L, H) floats in the LLM's embedding space, on the CPU."""
+
+    request_id: str
+    embeds: torch.Tensor | np.ndarray
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One generated text.
+
+    text: decoded without special tokens, stripped. logprob: mean log-probability of token_ids (nats), before temperature and
+    penalties. finish_reason: `stop` (the end-of-turn token is the last of token_ids) or `length`. cached_tokens: how many of
+    the prompt_tokens were not computed again.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprob: float
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+
+
+class Engine(Protocol):
+    """What turns prompt embeddings into text. Requests may be made from any event loop, many at once."""
+
+    async def generate(self, request: Request) -> Completion:
+        """Raises ModelOutputError when the model gives something unusable for this request."""
+
+    def close(self) -> None:
+        """Let go of processes and memory. Safe to call twice."""
+
+
+OnDeath = Callable[[str], None]
+
+
+def exit_process(reason: str) -> NoReturn:
+    """End this worker at once: an engine that died cannot be revived inside it, and Ray then starts another and retries."""
+    print(f"datagen: the text engine died, so this worker ends: {reason}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def make_describe_step(job: Job) -> DescribeStep:
+    """The describe step of a job (a datagen.guard.Step whose `process` is thread-safe)."""
+    from datagen.describe.step import DescribeStep
+
+    return DescribeStep(job)

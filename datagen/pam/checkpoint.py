@@ -97,6 +97,14 @@ class ModelFiles:
         """Every file that holds weights."""
         return Checkpoint(self.checkpoint).weight_files() + ([] if self.sam2_weights is None else [self.sam2_weights])
 
+    def license(self) -> str:
+        """The checkpoint's licence as its own model card states it; `unknown` when it has none."""
+        card = self.checkpoint / "README.md"
+        if not card.is_file():
+            return "unknown"
+        found = re.search(r"^license(?:_name)?:\s*(\S+)\s*$", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        return found[1] if found else "unknown"
+
     def sam2_state_dict(self) -> dict[str, torch.Tensor]:
         """The SAM 2.1 weights under official key names, as stored. Raises ModelLoadError when the file is not readable."""
         if self.sam2_weights is None:
@@ -110,7 +118,7 @@ def resolve_model(options: ModelOptions) -> ModelFiles:
     SAM 2.1 weights left out are looked for in the checkpoint's `sam2/` folder, then inside the checkpoint, then taken from
     facebook/sam2.1-hiera-large. Raises ModelLoadError saying what was tried.
     """
-    checkpoint = _checkpoint_folder(options)
+    checkpoint = checkpoint_folder(options)
     weights, config = _sam2_files(options, checkpoint)
     return ModelFiles(
         checkpoint=checkpoint, sam2_weights=weights, sam2_config=options.sam2_config or config or _config_by_shape(checkpoint, weights)
@@ -138,13 +146,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DATAGEN_CACHE") or Path.home() / ".cache" / "datagen")
 
 
-def _checkpoint_folder(options: ModelOptions) -> Path:
+def checkpoint_folder(options: ModelOptions) -> Path:
+    """The PAM folder that a job names, made (`tiny`) or downloaded where needed. Raises ModelLoadError saying what was tried."""
     if options.checkpoint == "tiny":
         return _tiny_folder()
     folder = Path(options.checkpoint).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    return _download(options.checkpoint, options.revision, ["*.json", "*.safetensors", "*.txt", "sam2/*"])
+    return _download(options.checkpoint, options.revision, ["*.json", "*.safetensors", "*.txt", "README.md", "sam2/*"])
 
 
 def _tiny_folder() -> Path:

@@ -1,0 +1,30 @@
+"""The last step: rows to Parquet parts that are either absent or whole, each asset in exactly one."""
+
+from __future__ import annotations
+
+from datagen.write.card import write_card
+from datagen.write.done import DoneSet, done_assets
+from datagen.write.layout import RunRecord, open_dataset, prepare_output, run_records, weight_hashes
+from datagen.write.parts import StagedPart, part_id_of, publish_part, stage_part, sweep
+from datagen.write.schema import arrow_schema, table_from_rows
+from datagen.write.store import Store, open_store
+
+__all__ = [
+    "DoneSet",
+    "RunRecord",
+    "StagedPart",
+    "Store",
+    "arrow_schema",
+    "done_assets",
+    "open_dataset",
+    "open_store",
+    "part_id_of",
+    "prepare_output",
+    "publish_part",
+    "run_records",
+    "stage_part",
+    "sweep",
+    "table_from_rows",
+    "weight_hashes",
+    "write_card",
+]

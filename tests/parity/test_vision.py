@@ -18,6 +18,9 @@ from datagen.perceive.prompts import encode_prompt
 from datagen.perceive.regions import image_masks
 from datagen.records import Prompt
 
+# Threads of several test workers on few cores wait for each other far longer than one thread computes.
+torch.set_num_threads(1)
+
 CASES = ["image_0_box", "image_0_points", "image_1_box", "image_1_points", "image_1_absent", "image_2_box", "image_2_points"]
 
 

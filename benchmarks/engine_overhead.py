@@ -1,0 +1,85 @@
+"""What the engine itself costs: samples/s and driver memory with fakes for the models, at growing numbers of assets.
+
+    python benchmarks/engine_overhead.py --counts 1000 10000 100000
+
+Every asset is really listed, decoded (a 1 kB PNG), passed through the four steps on Ray Data, and written to Parquet; only SAM 2,
+the perceiver and the language model are replaced. Time should grow in proportion to the assets, the driver's memory not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from PIL import Image
+
+JOB = """
+version: 1
+name: overhead
+perceive: {engine: fake, batch_size: 64}
+describe: {engine: fake, batch_size: 64}
+decode: {batch_size: 64}
+write: {assets_per_part: 1000}
+run: {object_store_gib: 0.5}
+"""
+
+
+def make_input(folder: Path, count: int) -> Path:
+    """A manifest of `count` assets over one small PNG."""
+    folder.mkdir(parents=True)
+    Image.new("RGB", (64, 48), (40, 90, 200)).save(folder / "a.png")
+    manifest = folder / "manifest.jsonl"
+    with manifest.open("w") as file:
+        for index in range(count):
+            file.write(json.dumps({"uri": "a.png", "asset_id": f"{index:08x}", "box": [4, 4, 40, 30]}) + "\n")
+    return manifest
+
+
+def measure(count: int, folder: Path) -> dict[str, float]:
+    """Run the job in a process of its own and watch its memory."""
+    job = folder / "job.yaml"
+    job.write_text(JOB)
+    manifest = make_input(folder / f"in-{count}", count)
+    command = [sys.executable, "-m", "datagen", "run", str(job), "-i", str(manifest), "-o", str(folder / f"out-{count}"), "--json"]
+    started = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    driver, peak = psutil.Process(process.pid), 0
+    while process.poll() is None:
+        try:
+            peak = max(peak, driver.memory_info().rss)
+        except psutil.Error:
+            break
+        time.sleep(0.2)
+    out, _ = process.communicate()
+    if process.returncode != 0:
+        raise SystemExit(f"the run failed with exit code {process.returncode}")
+    summary = json.loads(out)
+    spans = summary["spans"]
+    steady = max(end for _, end in spans.values()) - min(begin for begin, _ in spans.values())
+    return {"assets": count, "wall_s": time.monotonic() - started, "streaming_s": steady, "driver_peak_mb": peak / 1e6}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    arguments = parser.parse_args()
+    print(f"{'assets':>8} {'wall s':>8} {'streaming s':>12} {'samples/s':>10} {'ms/sample':>10} {'driver MB':>10}")
+    with tempfile.TemporaryDirectory() as folder:
+        for count in arguments.counts:
+            row = measure(count, Path(folder))
+            rate = count / row["streaming_s"]
+            print(
+                f"{count:>8} {row['wall_s']:>8.1f} {row['streaming_s']:>12.1f} {rate:>10.1f} "
+                f"{1000 / rate:>10.2f} {row['driver_peak_mb']:>10.0f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The assemble step: quality flags on regions, and the job's filters."""
+
+from __future__ import annotations
+
+from datagen.assemble.texts import has_letter, label_logprob, text_flags
+from datagen.job import AssembleOptions
+from datagen.records import Region, Sample
+
+
+def assemble(sample: Sample, options: AssembleOptions) -> Sample:
+    """Flag the regions of a sample and drop those that the job does not want, each counted in `dropped` by its reason.
+
+    Reasons: `min_area`, `label_logprob`, `empty_text`. Flags are
+    `<flag>:<task>_<language>`, see texts.text_flags. A failed sample passes through. Doing it twice changes nothing.
+    """
+    if sample.failure is not None:
+        return sample
+    kept = []
+    for region in sample.regions:
+        reason = _drop_reason(region, options)
+        if reason is None:
+            _flag(region)
+            kept.append(region)
+        else:
+            sample.dropped[reason] = sample.dropped.get(reason, 0) + 1
+    sample.regions = kept
+    return sample
+
+
+def _drop_reason(region: Region, options: AssembleOptions) -> str | None:
+    if region.area_px < options.min_area_px:
+        return "min_area"
+    logprob = label_logprob(region.texts)
+    if options.drop_below_logprob is not None and logprob is not None and logprob < options.drop_below_logprob:
+        return "label_logprob"
+    if options.drop_empty_text and not any(has_letter(text.text) for text in region.texts.values()):
+        return "empty_text"
+    return None
+
+
+def _flag(region: Region) -> None:
+    for (task, language), text in region.texts.items():
+        flags = (f"{flag}:{task}_{language}" for flag in text_flags(text, language))
+        region.flags += [flag for flag in flags if flag not in region.flags]

@@ -1,0 +1,243 @@
+"""`datagen check`: proves on a finished dataset that every asset is there once, every region is there once, and every part is whole.
+
+One part is in memory at a time; what must be known of the whole dataset is 16 bytes per asset.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datagen.check_rows import AssetFacts, Problem, asset_facts, asset_problems, region_problems
+from datagen.errors import WriteError
+from datagen.write.done import DoneSet, id_keys
+from datagen.write.layout import MARKER, RUNS, check_marker, open_dataset
+from datagen.write.parts import PART_NAME, part_id_of, part_path
+from datagen.write.schema import SCHEMA_KEY, SCHEMA_VERSIONS, arrow_schema
+from datagen.write.store import STAGING, TEMP_PREFIX, Store
+
+MAX_LISTED = 10_000
+_BATCH_ROWS = 2048
+_ASSET_COLUMNS = ("asset_id", "status", "error_code", "error_message", "num_regions", "width", "height", "part_id", "run_id")
+_REGION_COLUMNS = ("region_id", "asset_id", "region_index", "part_id", "run_id", "mask", "area_px", "box_xyxy")
+_EXPECTED_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One broken promise. `code` is stable; table, part and id say where, as far as it is about one."""
+
+    code: str
+    message: str
+    table: str | None = None
+    part: str | None = None
+    id: str | None = None
+
+    def __str__(self) -> str:
+        where = " ".join(word for word in (self.table, self.part, self.id) if word)
+        return f"{self.code}: {where + ': ' if where else ''}{self.message}"
+
+
+@dataclass
+class CheckReport:
+    """What was looked at and what was wrong. `violations` holds the first 10,000; `by_code` counts all of them."""
+
+    dataset: str
+    violations: list[Violation] = field(default_factory=list)
+    by_code: Counter[str] = field(default_factory=Counter)
+    num_parts: int = 0
+    num_assets: int = 0
+    num_regions: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was wrong."""
+        return not self.by_code
+
+    def add(self, code: str, message: str, *, table: str | None = None, part: str | None = None, id: str | None = None) -> None:
+        """Note a violation."""
+        self.by_code[code] += 1
+        if len(self.violations) < MAX_LISTED:
+            self.violations.append(Violation(code, message, table, part, id))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"ok": self.ok, **asdict(self), "by_code": dict(self.by_code), "statuses": dict(self.statuses)}
+
+
+def check_dataset(uri: str, deep: bool = True, expected: Iterable[str] | None = None) -> CheckReport:
+    """Check a dataset and name every violation.
+
+    deep: also decode every mask and compare its size, area and box. expected: ids of the listed assets, to prove none was lost.
+    Raises SourceError when there is no dataset at `uri`.
+    """
+    store = open_dataset(uri)
+    report = CheckReport(store.uri)
+    _check_marker(store, report)
+    parts = {table: set(_parts(store, table, report)) for table in SCHEMA_VERSIONS}
+    _check_debris(store, report)
+    for part in sorted(parts["regions"] - parts["assets"]):
+        message = "there is no assets part of the same name, so this one was never committed; the next run removes it"
+        report.add("orphan_part", message, table="regions", part=part)
+    runs = {path.split("/")[-1].removesuffix(".json") for path, _ in store.list(RUNS)}
+    keys, names = [np.empty((0, 2), dtype=np.uint64)], sorted(parts["assets"])
+    for part in names:
+        assets = _check_assets(store, part, runs, report)
+        keys.append(id_keys(assets))
+        _check_regions(store, part, part in parts["regions"], assets, deep, report)
+    all_keys = np.concatenate(keys)
+    _check_repeats(store, names, [len(some) for some in keys[1:]], all_keys, report)
+    if expected is not None:
+        _check_expected(DoneSet(all_keys, report.statuses, len(names)), expected, report)
+    return report
+
+
+def _check_marker(store: Store, report: CheckReport) -> None:
+    try:
+        check_marker(store)
+    except FileNotFoundError:
+        report.add("marker", f"{MARKER} is missing; running the job again restores it")
+    except WriteError as error:
+        report.add("marker", error.message)
+
+
+def _parts(store: Store, table: str, report: CheckReport) -> Iterator[str]:
+    """Part ids of a table. Anything else in its folder is reported."""
+    for path, _ in store.list(table):
+        name = path.removeprefix(f"{table}/")
+        match = PART_NAME.match(name)
+        if match:
+            report.num_parts += table == "assets"
+            yield match["id"]
+        elif TEMP_PREFIX not in path:
+            report.add("unexpected_file", "not a part; readers of the folder would take it for one", table=table, part=name)
+
+
+def _check_debris(store: Store, report: CheckReport) -> None:
+    for path, _ in store.list():
+        if TEMP_PREFIX in path and not path.startswith(f"{STAGING}/"):
+            report.add("debris", f"{path} is a temporary file that a killed run left; the next run removes it")
+
+
+def _check_assets(store: Store, part: str, runs: set[str], report: CheckReport) -> dict[str, AssetFacts]:
+    """Facts by asset id; empty where the part cannot be read."""
+    facts: dict[str, AssetFacts] = {}
+    for rows in _batches(store, "assets", part, _ASSET_COLUMNS, report):
+        for row in rows:
+            report.num_assets += 1
+            report.statuses[row["status"]] += 1
+            if row["asset_id"] in facts:
+                report.add("duplicate_asset", "there twice in this part", table="assets", part=part, id=row["asset_id"])
+            facts[row["asset_id"]] = asset_facts(row)
+            _add_all(report, asset_problems(row, part, runs), "assets", part)
+    if facts and part_id_of(facts) != part:
+        message = f"the name should be part-{part_id_of(facts)}, from the assets in it: a part was renamed, copied or edited"
+        report.add("part_name", message, table="assets", part=part)
+    return facts
+
+
+def _check_regions(store: Store, part: str, exists: bool, assets: Mapping[str, AssetFacts], deep: bool, report: CheckReport) -> None:
+    """Every region belongs to an asset of the same-named part, and each asset has as many as its row says."""
+    counts: Counter[str] = Counter()
+    seen: set[str] = set()
+    damage = _damage(report)
+    for rows in _batches(store, "regions", part, _REGION_COLUMNS, report) if exists else ():
+        for row in rows:
+            report.num_regions += 1
+            counts[row["asset_id"]] += 1
+            if row["region_id"] in seen:
+                report.add("duplicate_region", "there twice in this part", table="regions", part=part, id=row["region_id"])
+            seen.add(row["region_id"])
+        _add_all(report, region_problems(rows, part, assets, deep), "regions", part)
+    if _damage(report) > damage:
+        return  # what could not be read was not counted either
+    for asset_id, facts in assets.items():
+        if counts[asset_id] != facts.num_regions:
+            message = f"num_regions says {facts.num_regions}, the regions part of the same name has {counts[asset_id]}"
+            report.add("region_count", message, table="assets", part=part, id=asset_id)
+
+
+def _add_all(report: CheckReport, problems: Iterable[Problem], table: str, part: str) -> None:
+    for code, message, row_id in problems:
+        report.add(code, message, table=table, part=part, id=row_id)
+
+
+def _damage(report: CheckReport) -> int:
+    return report.by_code["unreadable_part"] + report.by_code["schema"]
+
+
+def _batches(store: Store, table: str, part: str, columns: Sequence[str], report: CheckReport) -> Iterator[list[dict[str, Any]]]:
+    """Some columns of a part, some rows at a time; the others are read too, to prove that they can be.
+
+    Damage and a wrong schema are reported, and end it.
+    """
+    try:
+        with store.open_input(part_path(table, part)) as source:
+            file = pq.ParquetFile(source, page_checksum_verification=True)
+            difference = _difference(file.schema_arrow, arrow_schema(table))
+            if difference:
+                report.add("schema", difference, table=table, part=part)
+                return
+            for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
+                yield batch.select(columns).to_pylist()
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        report.add("unreadable_part", f"not a whole Parquet file: {error}", table=table, part=part)
+
+
+def _difference(schema: pa.Schema, contract: pa.Schema) -> str:
+    """In what a part's columns differ from the contract's; empty when they are the same."""
+    title = contract.metadata[SCHEMA_KEY].decode()
+    if schema.equals(contract):
+        version = (schema.metadata or {}).get(SCHEMA_KEY, b"no version").decode("utf-8", "replace")
+        return "" if version == title else f"the columns are those of {title}, but the file says {version}"
+    found, wanted = ({field.name: field for field in s} for s in (schema, contract))
+    missing = [f"{name} is missing" for name in wanted if name not in found]
+    extra = [f"{name} is unknown" for name in found if name not in wanted]
+    changed = [f"{name} is {found[name]}, not {wanted[name]}" for name in wanted if name in found and not found[name].equals(wanted[name])]
+    return f"the columns are not those of {title}: " + ("; ".join(missing + extra + changed) or "they are in another order")
+
+
+def _check_repeats(store: Store, names: Sequence[str], sizes: Sequence[int], keys: np.ndarray, report: CheckReport) -> None:
+    """Assets that are in more than one part, and their regions. Only parts with such an asset are read again, and only their ids."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    repeats = np.flatnonzero(np.all(keys[order[1:]] == keys[order[:-1]], axis=1))
+    rows = np.unique(np.concatenate([order[repeats], order[repeats + 1]]))
+    if not len(rows):
+        return
+    repeated = DoneSet(keys[rows], Counter(), 0)
+    places: dict[tuple[str, str], list[str]] = {}
+    for index in np.unique(np.searchsorted(np.cumsum(sizes), rows, side="right")):
+        for table, column in (("assets", "asset_id"), ("regions", "region_id")):
+            for row_id, asset_id in _ids(store, table, names[int(index)], column):
+                if asset_id in repeated:
+                    places.setdefault((table, row_id), []).append(names[int(index)])
+    for (table, row_id), parts in places.items():
+        if len(parts) > 1:
+            code = "duplicate_asset" if table == "assets" else "duplicate_region"
+            report.add(code, f"in {len(parts)} parts: {', '.join(parts)}", table=table, part=parts[-1], id=row_id)
+
+
+def _ids(store: Store, table: str, part: str, column: str) -> Iterator[tuple[str, str]]:
+    if not store.exists(part_path(table, part)):
+        return
+    try:
+        with store.open_input(part_path(table, part)) as source:
+            rows = pq.ParquetFile(source).read([column, "asset_id"], use_threads=False)
+    except (OSError, pa.ArrowException):  # already reported when the part itself was checked
+        return
+    yield from dict.fromkeys(zip(rows[column].to_pylist(), rows["asset_id"].to_pylist(), strict=True))
+
+
+def _check_expected(found: DoneSet, expected: Iterable[str], report: CheckReport) -> None:
+    expected = iter(expected)
+    while some := list(islice(expected, _EXPECTED_AT_ONCE)):
+        for i in np.flatnonzero(~found.contains(some)):
+            report.add("lost_asset", "listed, but in no assets part", table="assets", id=some[int(i)])

@@ -1,0 +1,183 @@
+"""The command line. Every command is a thin door to a function that can be called from Python."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from datagen import __version__
+from datagen.errors import DatagenError
+from datagen.job import Job, ModelOptions, load_job
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="datagen",
+    help="Images in, a region-caption corpus out: masks, labels, definitions, captions and descriptions as Parquet.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+model_app = typer.Typer(no_args_is_help=True, help="Look at model weights, or fetch and convert them once.")
+app.add_typer(model_app, name="model")
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="job file, such as pipelines/image-regions.yaml")]
+Input = Annotated[str | None, typer.Option("--input", "-i", help="folder, manifest (.parquet .jsonl .csv) or COCO .json")]
+Output = Annotated[str | None, typer.Option("--output", "-o", help="dataset folder; an existing one is continued")]
+Model = Annotated[str | None, typer.Option(help="`tiny` (embedded), a checkpoint folder, or a hub id")]
+Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="override one option: key.path=value (repeatable)")]
+AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output on stdout")]
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="dataset folder")]
+
+
+def _job(path: Path, overrides: list[str] | None, values: dict[str, Any]) -> Job:
+    return load_job(path, overrides or (), {key: value for key, value in values.items() if value is not None})
+
+
+@app.command()
+def run(
+    job_file: JobFile,
+    input: Input = None,
+    output: Output = None,
+    model: Model = None,
+    set_: Set = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="do at most this many assets now; the rest is left for later runs")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a job, or go on with it: what the output already holds is left alone.
+
+    Example: `datagen run pipelines/image-regions.yaml --input photos/ --output corpus/`
+
+    Exit codes: 0 done, 1 more assets failed than the job allows, 2 wrong usage, job, weights or output, 3 the machine broke
+    (rerun to resume), 130 interrupted (rerun to resume).
+    """
+    from datagen.console import print_run, run_screen
+    from datagen.run import run_job
+
+    job = _job(job_file, set_, {"source.input": input, "output": output, "model.checkpoint": model})
+    summary = run_job(job, limit=limit, screen=run_screen)
+    _show(summary.to_dict(), as_json, lambda console: print_run(console, summary))
+    if summary.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    finished = sum(summary.statuses.values())
+    if finished and summary.statuses["failed"] / finished > job.run.max_failed_fraction:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    job_file: JobFile, input: Input = None, output: Output = None, model: Model = None, set_: Set = None, as_json: AsJson = False
+) -> None:
+    """Say what a run would do: listed, done, left, and the workers it would start. Nothing is run or written.
+
+    Example: `datagen plan pipelines/image-regions.yaml --input photos/ --output corpus/`
+    """
+    from datagen.console import print_plan
+    from datagen.run import plan_job
+
+    job = _job(job_file, set_, {"source.input": input, "output": output, "model.checkpoint": model})
+    planned = plan_job(job)
+    _show(planned, as_json, lambda console: print_plan(console, planned))
+
+
+@app.command()
+def check(dataset: Dataset, as_json: AsJson = False) -> None:
+    """Prove a dataset's invariants; exit 1 and name every violation otherwise.
+
+    Example: `datagen check corpus/`
+    """
+    from datagen.check import check_dataset
+    from datagen.console import print_check
+
+    report = check_dataset(dataset)
+    _show(report.to_dict(), as_json, lambda console: print_check(console, report))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def stats(dataset: Dataset, as_json: AsJson = False) -> None:
+    """Count a dataset: assets by status, regions, labels, text lengths, failures by code, tokens.
+
+    Example: `datagen stats corpus/`
+    """
+    from datagen.stats import dataset_stats, render_stats
+
+    numbers = dataset_stats(dataset)
+    _show(numbers, as_json, lambda console: console.print(render_stats(numbers)))
+
+
+@model_app.command("show")
+def model_show(
+    checkpoint: Annotated[str, typer.Argument(metavar="MODEL", help="`tiny`, a checkpoint folder, or a hub id")],
+    sam2: Annotated[str | None, typer.Option(help="SAM 2.1 weights: a file, a folder or a hub id")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what a checkpoint holds, and what is missing or unexpected.
+
+    Example: `datagen model show tiny`
+    """
+    from datagen.console import print_checkpoint
+    from datagen.pam.checkpoint import inspect_checkpoint
+
+    report = inspect_checkpoint(ModelOptions(checkpoint=checkpoint, sam2=sam2))
+    _show(report.to_dict(), as_json, lambda console: print_checkpoint(console, report))
+    if report.missing or report.wrong_shape or report.unexpected:
+        raise typer.Exit(1)
+
+
+@model_app.command("prepare")
+def model_prepare(
+    checkpoint: Annotated[str, typer.Argument(metavar="MODEL", help="`tiny`, a checkpoint folder, or a hub id")],
+    sam2: Annotated[str | None, typer.Option(help="SAM 2.1 weights: a file, a folder or a hub id")] = None,
+) -> None:
+    """Fetch a checkpoint where needed and convert its language model once, so that runs start at once and work offline.
+
+    Example: `datagen model prepare Perceive-Anything/PAM-1.5B`
+    """
+    from datagen.pam.checkpoint import Checkpoint, resolve_model
+    from datagen.pam.llm import prepare_llm
+
+    files = resolve_model(ModelOptions(checkpoint=checkpoint, sam2=sam2))
+    Console().print(f"checkpoint: {files.checkpoint}\nlanguage model: {prepare_llm(Checkpoint(files.checkpoint))}", highlight=False)
+
+
+def _show(data: dict[str, Any], as_json: bool, render: Callable[[Console], None]) -> None:
+    if as_json:
+        typer.echo(json.dumps(data, indent=2, default=str))
+    else:
+        render(Console(highlight=False))
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"datagen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the `datagen` command; turns errors into one message and an exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        app()
+    except DatagenError as error:
+        Console(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(error.message)}")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

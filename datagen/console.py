@@ -1,0 +1,191 @@
+"""What a person sees while a job runs: a progress bar on the screen, everything noisy in a log file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from datagen.check import CheckReport
+    from datagen.run import RunSummary
+
+PLAIN_EVERY_S = 10.0
+SHOWN = 50
+
+
+@contextmanager
+def noise_to(log: Path) -> Iterator[TextIO]:
+    """Send this process's stdout and stderr, at the level of file descriptors, to `log`; yield the screen.
+
+    Ray, vLLM and C++ libraries write to the descriptors directly, so redirecting `sys.stderr` would not catch them.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved_out, saved_err = os.dup(1), os.dup(2)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        with os.fdopen(os.dup(saved_err), "w", encoding="utf-8", buffering=1) as screen:
+            yield screen
+    finally:
+        root.removeHandler(handler)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(saved_out, 1)
+        os.dup2(saved_err, 2)
+        os.close(saved_out)
+        os.close(saved_err)
+
+
+class _Rates(ProgressColumn):
+    """Samples, regions and output tokens per second since the first one finished."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._since: float | None = None
+
+    def render(self, task: Any) -> Text:
+        counters: dict[str, int] = task.fields["counters"]
+        if self._since is None:
+            if not counters.get("decode"):
+                return Text("starting workers", style="dim")
+            self._since = time.monotonic() - 1e-3
+        return Text(_rates(counters, time.monotonic() - self._since), style="cyan")
+
+
+def _rates(counters: dict[str, int], seconds: float) -> str:
+    words = {"describe": "samples/s", "regions": "regions/s", "output_tokens": "tokens/s"}
+    rates = " ".join(f"{counters.get(name, 0) / max(seconds, 1e-3):.1f} {word}" for name, word in words.items())
+    failed = counters.get("failed", 0)
+    return rates + (f" · {failed} failed" if failed else "")
+
+
+class RunProgress:
+    """A progress bar on a terminal; a line every few seconds elsewhere. Call it with the summary of the run so far."""
+
+    def __init__(self, screen: TextIO) -> None:
+        self._console = Console(file=screen, highlight=False)
+        self._started = self._last = time.monotonic()
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            _Rates(),
+        )
+        self._bar = Progress(*columns, console=self._console, refresh_per_second=4) if self._console.is_terminal else None
+        self._task = self._bar.add_task("datagen", total=None, counters={}) if self._bar else None
+
+    def __call__(self, summary: RunSummary) -> None:
+        """Show how far the run is."""
+        done, counters = summary.counters.get("describe", 0), summary.counters
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, total=summary.todo, completed=done, counters=counters)
+            return
+        now = time.monotonic()
+        if now - self._last >= PLAIN_EVERY_S:
+            self._last = now
+            self._console.print(f"{done}/{summary.todo} samples · {_rates(counters, now - self._started)}")
+
+    def __enter__(self) -> RunProgress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+
+@contextmanager
+def run_screen(log: Path) -> Iterator[RunProgress]:
+    """The screen of `datagen run`: progress here, noise in `log`."""
+    with noise_to(log) as screen, RunProgress(screen) as progress:
+        Console(file=screen, highlight=False).print(f"[dim]log: {log}[/dim]")
+        yield progress
+
+
+def print_run(console: Console, summary: RunSummary) -> None:
+    """The summary at the end of `datagen run`."""
+    if not summary.todo:
+        console.print(f"nothing to do: all {summary.listed} assets of the input are in {summary.output}")
+        return
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    counts = ", ".join(f"{summary.statuses[s]} {s}" for s in ("ok", "empty", "failed") if summary.statuses[s])
+    table.add_row("assets", counts or "none finished")
+    if summary.done_before:
+        table.add_row("before", f"{summary.done_before} done by earlier runs")
+    table.add_row("regions", f"{summary.regions} in {summary.parts} parts")
+    usage = summary.usage
+    if usage["prompt_tokens"]:
+        cached = usage["cached_tokens"] / usage["prompt_tokens"]
+        table.add_row(
+            "tokens", f"{usage['prompt_tokens']:,} prompt ({cached:.0%} from the prefix cache), {usage['output_tokens']:,} output"
+        )
+    rate = summary.regions / summary.seconds if summary.seconds else 0.0
+    table.add_row("time", f"{summary.seconds:.1f} s with start-up, {rate:.2f} regions/s")
+    for title, reasons in (("failed", summary.failures), ("dropped", summary.dropped)):
+        if reasons:
+            table.add_row(title, ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()))
+    for warning in summary.warnings:
+        table.add_row("[yellow]warning[/yellow]", escape(warning))
+    table.add_row("dataset", summary.output)
+    console.print(table)
+    if summary.interrupted:
+        console.print("[yellow]interrupted[/yellow]: everything above is committed; run the same command to go on")
+
+
+def print_check(console: Console, report: CheckReport) -> None:
+    """What `datagen check` found."""
+    for violation in report.violations[:SHOWN]:
+        where = " ".join(part for part in (violation.table, violation.part, violation.id) if part)
+        console.print(f"[red]{violation.code}[/red] {escape(where)}: {escape(violation.message)}")
+    total = sum(report.by_code.values())
+    if total > SHOWN:
+        console.print(f"... {total - SHOWN} more; --json lists them")
+    verdict = f"[red]{total} violations[/red]" if total else "[green]every invariant holds[/green]"
+    console.print(f"{verdict}: {report.num_assets} assets and {report.num_regions} regions in {report.num_parts} parts of {report.dataset}")
+
+
+def print_plan(console: Console, plan: dict[str, Any]) -> None:
+    """What `datagen plan` found."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for key in ("input", "output", "listed", "done", "left", "parts"):
+        table.add_row(key, str(plan[key]))
+    for step, pool in plan["workers"].items():
+        size = f"{pool['min_workers']}" if pool["min_workers"] == pool["max_workers"] else f"{pool['min_workers']}-{pool['max_workers']}"
+        gpus = f", {pool['num_gpus']:g} GPU" if pool["num_gpus"] else ""
+        table.add_row(step, f"{size} workers, each {pool['num_cpus']:g} CPU{gpus}")
+    console.print(table)
+
+
+def print_checkpoint(console: Console, report: Any) -> None:
+    """What `datagen model show` found."""
+    table = Table("part", "tensors", "parameters", "dtype", box=None)
+    for group in report.groups:
+        table.add_row(group["name"], str(group["tensors"]), f"{group['parameters']:,}", group["dtype"])
+    console.print(table)
+    for title, keys in (("missing", report.missing), ("unexpected", report.unexpected), ("wrong shape", report.wrong_shape)):
+        for key in keys:
+            console.print(f"[red]{title}[/red] {key}")

@@ -1,0 +1,142 @@
+"""Image bytes to pixels, with Pillow.
+
+What is shown is what is decoded: the first frame, turned as EXIF says, transparency over white. Colour profiles are not applied
+(nor does the reference). Grey of 16 bits is scaled by 255/65535; 32-bit integers and floats declare no white, so their own
+range, minimum to maximum, becomes 0 to 255.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageChops, UnidentifiedImageError
+
+from datagen.decode.signatures import FORMATS, claimed_format, is_cut
+from datagen.errors import DecodeError
+from datagen.job import DecodeOptions
+
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_FROM_16_BITS = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A picture ready for the model. width and height (px) of the displayed image; pixels (S, S, 3) uint8 RGB, resized to the model's S."""
+
+    width: int
+    height: int
+    pixels: np.ndarray
+
+
+def decode_image(data: bytes, options: DecodeOptions, image_size: int) -> Decoded:
+    """Decode one file's bytes and resize to (image_size, image_size), bicubic, without keeping the aspect: the model's preprocessing.
+
+    Raises DecodeError with code `empty_file`, `not_an_image`, `truncated`, `corrupt`, `bomb` (more than max_pixels, known from the
+    header, before any pixel is decoded) or `out_of_memory`.
+    """
+    if not data:
+        raise DecodeError("the file is empty (0 bytes)", code="empty_file")
+    try:
+        shown = _turned(_loaded(data, options.max_pixels))
+        resized = to_rgb(shown).resize((image_size, image_size), Image.Resampling.BICUBIC)
+    except MemoryError as error:
+        raise DecodeError(
+            "decoding needs more memory than there is; lower decode.max_pixels to refuse such files", code="out_of_memory"
+        ) from error
+    return Decoded(width=shown.width, height=shown.height, pixels=np.asarray(resized))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any of Pillow's modes as 8-bit RGB (see the module's docstring)."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(_FROM_16_BITS[np.asarray(image)])
+    elif image.mode in ("I", "F"):
+        image = Image.fromarray(_stretched(np.asarray(image)))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    # Pillow converts premultiplied grey only to grey with alpha.
+    seen = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+
+
+def _loaded(data: bytes, max_pixels: int) -> Image.Image:
+    with _pixel_limit(max_pixels):
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image.load()
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            message = f"the header announces more than decode.max_pixels ({max_pixels}); raise it if the file is honest ({error})"
+            raise DecodeError(message, code="bomb") from error
+        except MemoryError:
+            raise
+        except Exception as error:
+            # Pillow's plug-ins raise nearly every kind of exception when the bytes are wrong.
+            raise _broken(data, error) from error
+    if image.format in ("JPEG", "MPO") and image.mode == "CMYK" and "adobe" not in image.info:
+        # Pillow takes every CMYK JPEG for Adobe's, which store inverted ink; without the marker it is not.
+        return ImageChops.invert(image)
+    return image
+
+
+def _broken(data: bytes, error: Exception) -> DecodeError:
+    claimed = claimed_format(data)
+    if claimed is None:
+        return DecodeError(f"the content is no {', '.join(FORMATS)} image; it starts with {data[:16]!r}", code="not_an_image")
+    detail = (
+        "its header cannot be read or is of a rare kind"
+        if isinstance(error, UnidentifiedImageError)
+        else f"{type(error).__name__}: {error}"
+    )
+    if is_cut(data, str(error)):
+        return DecodeError(f"the {claimed} file ends too early, after {len(data)} bytes ({detail})", code="truncated")
+    return DecodeError(f"the {claimed} data is damaged ({detail})", code="corrupt")
+
+
+@contextmanager
+def _pixel_limit(max_pixels: int) -> Iterator[None]:
+    """Pillow's own check against bombs, which it makes on every header, at our limit; its other warnings are noise here."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    # Read after loading: Pillow turns a TIFF itself while loading, and drops the tag.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            orientation = image.getexif().get(_ORIENTATION_TAG)
+        except Exception:  # noqa: BLE001 (a damaged EXIF block says nothing about the orientation; the picture is whole)
+            return image
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _stretched(values: np.ndarray) -> np.ndarray:
+    """The finite range of `values` (H, W) spread over 0..255, uint8; NaN and a picture of one value become 0."""
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if high == low:
+        return np.zeros(values.shape, dtype=np.uint8)
+    scaled = (np.clip(values.astype(np.float64), low, high) - low) / (high - low) * 255
+    return np.nan_to_num(np.round(scaled)).astype(np.uint8)

@@ -1,0 +1,55 @@
+"""What the first bytes of a file say: which image format it claims to be, and whether its end is missing."""
+
+from __future__ import annotations
+
+import struct
+
+# The formats that are decoded; Pillow's many others stay closed.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+
+_MAGIC = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+)
+
+
+def claimed_format(data: bytes) -> str | None:
+    """The format whose signature `data` starts with, or None."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for magic, name in _MAGIC if data.startswith(magic)), None)
+
+
+def is_cut(data: bytes, pillow_says: str) -> bool:
+    """Whether a file that failed to decode ends too early, rather than holding wrong bytes.
+
+    PNG, WebP and TIFF state their lengths, which is trusted over Pillow's message: after garbage Pillow too reads past the end.
+    """
+    match claimed_format(data):
+        case "PNG":
+            return _png_is_cut(data)
+        case "WEBP":
+            return int.from_bytes(data[4:8], "little") + 8 > len(data)
+        case "TIFF" if int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big") >= len(data):
+            return True
+        case _:
+            return "truncated" in pillow_says.lower()
+
+
+def _png_is_cut(data: bytes) -> bool:
+    position = 8
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if not kind.isalpha():
+            return False
+        if kind == b"IEND":
+            return False
+        position += 12 + length
+    return True

@@ -1,0 +1,55 @@
+"""An engine that invents text: for tests, and to measure everything but the model."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import numpy as np
+
+from datagen.describe import Completion, Request
+from datagen.describe.prompter import RegionRequests, asked_keys, request_id, sampling_for
+from datagen.job import DescribeOptions
+from datagen.records import Sample
+
+_PROMPT_TOKENS = 16
+_NOUNS = ("bowl", "chair", "lamp", "cup", "clock", "shoe", "plant", "wheel")
+
+
+class FakePrompter:
+    """Requests whose embeddings are zeros."""
+
+    def __init__(self, options: DescribeOptions) -> None:
+        self._options = options
+        self._embeds = np.zeros((_PROMPT_TOKENS, 1), np.float32)
+
+    def requests(self, sample: Sample, start: int, stop: int) -> list[RegionRequests]:
+        """Requests for the regions [start, stop)."""
+        return [self._of_region(sample, index) for index in range(start, stop)]
+
+    def _of_region(self, sample: Sample, index: int) -> RegionRequests:
+        requests = {}
+        for key in asked_keys(self._options):
+            name = request_id(sample, index, key)
+            requests[key] = Request(name, self._embeds, sampling_for(self._options, key[0], name))
+        return RegionRequests(index, requests, 0)
+
+
+class FakeEngine:
+    """The same text for the same request, after `fake_delay_s`."""
+
+    def __init__(self, options: DescribeOptions) -> None:
+        self._delay_s = options.fake_delay_s
+
+    async def generate(self, request: Request) -> Completion:
+        """Invent a text from the request's name."""
+        if self._delay_s:
+            await asyncio.sleep(self._delay_s)
+        digest = hashlib.sha256(request.request_id.encode()).digest()
+        noun = _NOUNS[digest[0] % len(_NOUNS)]
+        text = f"{noun}: an invented {noun}" if "-definition_" in request.request_id else noun
+        ids = tuple(text.encode())[: request.sampling.max_tokens]
+        return Completion(bytes(ids).decode(), ids, -digest[1] / 64, "stop", len(request.embeds), 0)
+
+    def close(self) -> None:
+        """Nothing to let go of."""

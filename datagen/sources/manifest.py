@@ -1,0 +1,125 @@
+"""A manifest: one row per asset, in Parquet, JSON lines or CSV, read as a stream."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from datagen.errors import SourceError
+from datagen.records import Asset
+from datagen.sources.rows import COLUMNS, BadRow, RowReader, root_of
+
+Row = dict[str, Any] | BadRow
+
+_ROWS_PER_BATCH = 1024
+_ROWS_PEEKED = 100
+_CSV_FIELD_CHARS = 2**27
+
+
+class ManifestSource:
+    """Rows of a manifest, in file order; every row becomes exactly one asset, a bad one with its failure.
+
+    Columns: `uri` (required), `asset_id`, `license`, `prompts`, or `box` / `points` / `labels` for a single prompt; all others
+    pass through. An `asset_id` given here is kept as it is, also with `reprocess_changed`.
+    """
+
+    def __init__(self, path: str, media_root: str | None = None, *, reprocess_changed: bool = False) -> None:
+        readers: dict[str, Callable[[str], Iterator[tuple[int, Row]]]] = {
+            ".parquet": _parquet_rows,
+            ".jsonl": _jsonl_rows,
+            ".csv": _csv_rows,
+        }
+        suffix = Path(path).suffix.lower()
+        if suffix not in readers:
+            raise SourceError(f"{path} is no manifest by its name; allowed: {', '.join(readers)}")
+        self.path = os.path.abspath(path)
+        self.skipped: Counter[str] = Counter()
+        self._read = readers[suffix]
+        self._reader = RowReader(self.path, root_of(self.path, media_root), reprocess_changed)
+        _check_columns(self.path, itertools.islice(self._read(self.path), _ROWS_PEEKED))
+
+    def describe(self) -> str:
+        """One line for a person."""
+        return f"rows of the manifest {self.path}, relative URIs from {self._reader.root}"
+
+    def __iter__(self) -> Iterator[Asset]:
+        """Stream the assets. Raises SourceError when the file itself breaks off."""
+        for number, row in self._read(self.path):
+            yield self._reader.asset(row, number)
+
+
+def _check_columns(path: str, rows: Iterable[tuple[int, Row]]) -> None:
+    columns: dict[str, None] = {}
+    for _, row in rows:
+        if isinstance(row, dict):
+            columns.update(dict.fromkeys(row))
+    if not columns or "uri" in columns:
+        return
+    nearest = difflib.get_close_matches("uri", columns, n=1)
+    hint = f"rename `{nearest[0]}` to `uri`" if nearest else "name the column with the files' paths `uri`"
+    raise SourceError(
+        f"{path} has no column `uri`; found: {', '.join(columns)}; known: {', '.join(COLUMNS)}, any other passes through. {hint}"
+    )
+
+
+def _parquet_rows(path: str) -> Iterator[tuple[int, Row]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            if "uri" not in file.schema_arrow.names:
+                _check_columns(path, [(0, dict.fromkeys(file.schema_arrow.names))])
+            for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{path} cannot be read as Parquet after row {number}: {error}") from error
+
+
+def _jsonl_rows(path: str) -> Iterator[tuple[int, Row]]:
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, _json_row(line)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _json_row(line: bytes) -> Row:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        return BadRow(f"not JSON: {error}")
+    return row if isinstance(row, dict) else BadRow(f"a row is a JSON object, found {type(row).__name__}")
+
+
+def _csv_rows(path: str) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(_CSV_FIELD_CHARS)  # the module's own limit, 128 Ki, is less than a large mask
+    try:
+        # surrogateescape keeps the bytes of a file name that is not UTF-8.
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            lines = csv.reader(file)
+            header = next(lines, [])
+            if header and "uri" not in header:
+                _check_columns(path, [(0, dict.fromkeys(header))])
+            for number, fields in enumerate((fields for fields in lines if fields), start=1):
+                yield number, _csv_row(header, fields)
+    except (OSError, csv.Error) as error:
+        raise SourceError(f"{path} cannot be read as CSV: {error}") from error
+
+
+def _csv_row(header: list[str], fields: list[str]) -> Row:
+    if len(fields) != len(header):
+        return BadRow(f"{len(fields)} fields under a header of {len(header)}; quote a field that holds a comma")
+    return {name: field or None for name, field in zip(header, fields, strict=True)}

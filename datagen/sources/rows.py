@@ -1,0 +1,115 @@
+"""One manifest row to one asset. A row that cannot be used becomes an asset that carries its failure, never an exception."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datagen.errors import SourceError
+from datagen.records import Asset, Failure, Prompt, asset_id_of
+from datagen.sources.prompts import parse_prompts, parse_shorthand
+from datagen.sources.uris import media_type_of, path_of_uri, uri_of_path, version_of_path
+
+# Columns with a meaning; every other one passes through to `Asset.extra`.
+COLUMNS = ("uri", "asset_id", "license", "prompts", "box", "points", "labels")
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A manifest row that cannot be read at all."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """What turns rows of one manifest into assets.
+
+    manifest: absolute path of the file, root: the folder that relative URIs start from.
+    """
+
+    manifest: str
+    root: str
+    reprocess_changed: bool = False
+
+    def asset(self, row: Mapping[str, Any] | BadRow, number: int) -> Asset:
+        """The asset of row `number` (counted from 1). Problems end in its `failure`: `manifest_bad_row`, `manifest_no_uri`,
+        `manifest_bad_prompts`, `unsupported_uri`."""
+        where = f"row {number} of {self.manifest}"
+        if isinstance(row, BadRow):
+            return self._unnamed(number, Failure("manifest_bad_row", f"{where}: {row.message}"))
+        uri = row.get("uri")
+        if not isinstance(uri, str) or not uri.strip():
+            found = "it is empty" if uri is None or uri == "" else f"found {uri!r:.80}"
+            asset = self._unnamed(number, Failure("manifest_no_uri", f"{where} has no uri: {found}; give the path of a file"))
+        else:
+            asset = self.located(uri, where)
+        asset.asset_id = _explicit_id(row) or asset.asset_id
+        asset.license = None if row.get("license") is None else str(plain(row["license"]))
+        asset.extra = {str(plain(key)): plain(value) for key, value in row.items() if key not in COLUMNS}
+        if asset.failure is None:
+            try:
+                asset.prompts = _prompts(row)
+            except ValueError as error:
+                asset.failure = Failure("manifest_bad_prompts", f"{where}: {plain(str(error))}")
+        return asset
+
+    def located(self, uri: str, where: str) -> Asset:
+        """The asset of a URI as written in the manifest; relative ones start from `root`."""
+        try:
+            path = path_of_uri(uri, self.root)
+        except SourceError as error:
+            text = str(plain(uri))
+            return Asset(asset_id_of(text), text, failure=Failure(error.code, f"{where}: {plain(error.message)}"))
+        resolved = uri_of_path(path)
+        version = version_of_path(path) if self.reprocess_changed else ""
+        return Asset(asset_id_of(resolved, version), resolved, "video" if media_type_of(path) == "video" else "image")
+
+    def _unnamed(self, number: int, failure: Failure) -> Asset:
+        uri = f"{uri_of_path(self.manifest)}#row={number}"
+        return Asset(asset_id_of(uri), uri, failure=failure)
+
+
+def plain(value: Any) -> Any:
+    """The same as strict JSON can hold it: dates as ISO text, bytes as base64, NaN and infinities as None, the unknown as text."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(plain(str(key))): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (bytes, bytearray)):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    return plain(str(value))
+
+
+def root_of(manifest: str, media_root: str | None) -> str:
+    """The absolute folder that relative URIs start from: `media_root`, or where the manifest lies. Raises SourceError."""
+    if media_root is None:
+        return os.path.dirname(os.path.abspath(manifest))
+    if not os.path.isdir(media_root):
+        raise SourceError(f"source.media_root is {media_root}, which is not a folder; give the folder that relative URIs start from")
+    return os.path.abspath(media_root)
+
+
+def _explicit_id(row: Mapping[str, Any]) -> str | None:
+    value = row.get("asset_id")
+    return None if value is None or value == "" else str(plain(str(value)))
+
+
+def _prompts(row: Mapping[str, Any]) -> list[Prompt] | None:
+    prompts, single = parse_prompts(row.get("prompts")), parse_shorthand(row)
+    if prompts and single:
+        raise ValueError("it has both `prompts` and `box`/`points`; keep one of them")
+    return prompts or single

@@ -1,0 +1,86 @@
+"""Which assets a dataset already has: the dataset is its own checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datagen.errors import WriteError
+from datagen.write.parts import PART_NAME
+from datagen.write.store import Store
+
+_READERS = 8
+_PARTS_AT_ONCE = 64
+
+
+def id_keys(ids: Iterable[str]) -> np.ndarray:
+    """128-bit keys of ids: (n, 2) uint64, high half first."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=16).digest() for text in ids)
+    return np.frombuffer(digests, dtype=">u8").reshape(-1, 2).astype(np.uint64)
+
+
+class DoneSet:
+    """Membership of asset ids, at 16 bytes per asset. `statuses` counts the rows by status, `num_parts` the parts."""
+
+    def __init__(self, keys: np.ndarray, statuses: Counter[str], num_parts: int) -> None:
+        order = np.lexsort((keys[:, 1], keys[:, 0]))
+        self._high = np.ascontiguousarray(keys[order, 0])
+        self._low = np.ascontiguousarray(keys[order, 1])
+        self.statuses = statuses
+        self.num_parts = num_parts
+
+    def __len__(self) -> int:
+        return len(self._high)
+
+    def __contains__(self, asset_id: str) -> bool:
+        return bool(self.contains([asset_id])[0])
+
+    def contains(self, asset_ids: Sequence[str]) -> np.ndarray:
+        """(n,) bool: which of these are done."""
+        wanted = id_keys(asset_ids)
+        first = np.searchsorted(self._high, wanted[:, 0], side="left")
+        last = np.searchsorted(self._high, wanted[:, 0], side="right")
+        found = np.zeros(len(wanted), dtype=bool)
+        hits = np.flatnonzero(last > first)
+        found[hits] = self._low[first[hits]] == wanted[hits, 1]
+        for i in np.flatnonzero(last - first > 1):  # equal high halves: about never
+            found[i] = bool(np.any(self._low[first[i] : last[i]] == wanted[i, 1]))
+        return found
+
+
+def done_assets(store: Store) -> DoneSet:
+    """Read the ids and states of all committed assets, failed ones included. Raises WriteError for a part that cannot be read."""
+    keys, statuses, num_parts = [np.empty((0, 2), dtype=np.uint64)], Counter[str](), 0
+    paths = (path for path, _ in store.list("assets") if PART_NAME.match(path.split("/")[-1]))
+    with ThreadPoolExecutor(_READERS) as readers:
+        for some in _batches(paths, _PARTS_AT_ONCE):
+            for part_keys, part_statuses in readers.map(lambda path: _read(store, path), some):
+                keys.append(part_keys)
+                statuses.update(part_statuses)
+                num_parts += 1
+    return DoneSet(np.concatenate(keys), statuses, num_parts)
+
+
+def _read(store: Store, path: str) -> tuple[np.ndarray, Counter[str]]:
+    try:
+        with store.open_input(path) as source:
+            table = pq.ParquetFile(source).read(["asset_id", "status"], use_threads=False)
+        return id_keys(table["asset_id"].to_pylist()), Counter(table["status"].to_pylist())
+    except (OSError, pa.ArrowException) as error:
+        raise WriteError(
+            f"{store.uri}/{path} cannot be read: {error}. `datagen check {store.uri}` names all damage; "
+            "a part that is removed from assets/ and regions/ is done again by the next run."
+        ) from error
+
+
+def _batches(paths: Iterable[str], size: int) -> Iterator[list[str]]:
+    paths = iter(paths)
+    while some := list(islice(paths, size)):
+        yield some

