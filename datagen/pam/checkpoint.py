@@ -1,16 +1,32 @@
-"""A PAM checkpoint on disk: one `config.json`, a tokenizer, and one set of safetensors."""
+"""A PAM checkpoint on disk (one `config.json`, a tokenizer, one set of safetensors) and the SAM 2.1 weights that go with it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import pickle
+import re
+import shutil
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from datagen.errors import ModelLoadError
+from datagen.job import ModelOptions
+
+TOWER = "model.vision_tower.sam2_model_predictor."
+PERCEIVER = "model.vision_resampler."
+DEFAULT_SAM2 = "facebook/sam2.1-hiera-large"
+_SAM2_CONFIGS = {size: f"configs/sam2.1/sam2.1_hiera_{size}.yaml" for size in ("t", "s", "b+", "l")}
+_SAM2_FILES = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
+_WAY_OUT = "To try datagen without weights: --model tiny"
 
 
 class Checkpoint:
@@ -20,15 +36,25 @@ class Checkpoint:
         self.folder = Path(folder)
         config = self.folder / "config.json"
         if not config.is_file():
-            raise ModelLoadError(f"{self.folder} is no checkpoint: it has no config.json. To try datagen without weights: --model tiny")
+            raise ModelLoadError(f"{self.folder} is no checkpoint: it has no config.json. {_WAY_OUT}")
         self.config: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
         self._file_of: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
         for path in self.weight_files():
+            self._read_names(path)
+
+    def _read_names(self, path: Path) -> None:
+        try:
             with safe_open(path, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 (not a dict)
                     self._file_of[key] = path
                     self.shapes[key] = tuple(file.get_slice(key).get_shape())
+                    self.dtypes[key] = file.get_slice(key).get_dtype()
+        except SafetensorError as error:
+            raise ModelLoadError(
+                f"{path} is no readable safetensors file ({error}). Download the checkpoint again, or use --model tiny"
+            ) from error
 
     def weight_files(self) -> list[Path]:
         """The safetensors files, in order. Raises ModelLoadError when one that the index names is missing."""
@@ -53,3 +79,163 @@ class Checkpoint:
                 for key in keys:
                     tensor = file.get_tensor(key)
                     yield key[len(prefix) :], tensor if dtype is None else tensor.to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where the weights of one model lie on this machine.
+
+    checkpoint: the PAM folder. sam2_weights: a .pt or .safetensors file with official key names; None: the copy inside the
+    checkpoint. sam2_config: the name of a config in the sam2 package, or the path of a YAML or JSON file.
+    """
+
+    checkpoint: Path
+    sam2_weights: Path | None
+    sam2_config: str
+
+    def weight_files(self) -> list[Path]:
+        """Every file that holds weights."""
+        return Checkpoint(self.checkpoint).weight_files() + ([] if self.sam2_weights is None else [self.sam2_weights])
+
+    def sam2_state_dict(self) -> dict[str, torch.Tensor]:
+        """The SAM 2.1 weights under official key names, as stored. Raises ModelLoadError when the file is not readable."""
+        if self.sam2_weights is None:
+            return dict(Checkpoint(self.checkpoint).tensors(TOWER))
+        return _read_state_dict(self.sam2_weights)
+
+
+def resolve_model(options: ModelOptions) -> ModelFiles:
+    """Find the weights that a job names, downloading what is given by hub id (or taking it from the hub's cache).
+
+    SAM 2.1 weights left out are looked for in the checkpoint's `sam2/` folder, then inside the checkpoint, then taken from
+    facebook/sam2.1-hiera-large. Raises ModelLoadError saying what was tried.
+    """
+    checkpoint = _checkpoint_folder(options)
+    weights, config = _sam2_files(options, checkpoint)
+    return ModelFiles(
+        checkpoint=checkpoint, sam2_weights=weights, sam2_config=options.sam2_config or config or _config_by_shape(checkpoint, weights)
+    )
+
+
+def weights_hash(files: ModelFiles) -> str:
+    """SHA-256 over the contents of all weight files, in order: which weights made a dataset."""
+    digest = hashlib.sha256()
+    for path in files.weight_files():
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where datagen keeps what it makes once per machine: DATAGEN_CACHE, or ~/.cache/datagen."""
+    return Path(os.environ.get("DATAGEN_CACHE") or Path.home() / ".cache" / "datagen")
+
+
+def _checkpoint_folder(options: ModelOptions) -> Path:
+    if options.checkpoint == "tiny":
+        return _tiny_folder()
+    folder = Path(options.checkpoint).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    return _download(options.checkpoint, options.revision, ["*.json", "*.safetensors", "*.txt", "sam2/*"])
+
+
+def _tiny_folder() -> Path:
+    """The embedded checkpoint, made on first use. Made aside and renamed, since several workers may start at once."""
+    from datagen.pam import tiny
+
+    recipe = hashlib.sha256(Path(tiny.__file__).read_bytes()).hexdigest()[:12]
+    folder = cache_folder() / f"tiny-{recipe}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".tiny-", dir=folder.parent))
+    try:
+        built = tiny.build_tiny(aside / "tiny")
+        built.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(aside)
+    return folder
+
+
+def _sam2_files(options: ModelOptions, checkpoint: Path) -> tuple[Path | None, str | None]:
+    """(weights or None for those inside the checkpoint, config or None when only the shapes can tell)."""
+    if options.sam2 is not None:
+        path = Path(options.sam2).expanduser()
+        return _sam2_at(path.resolve()) if path.exists() else _sam2_from_hub(options.sam2)
+    if (checkpoint / "sam2").is_dir():
+        return _sam2_at(checkpoint / "sam2")
+    if any(key.startswith(TOWER) for key in Checkpoint(checkpoint).shapes):
+        return None, None
+    return _sam2_from_hub(DEFAULT_SAM2)
+
+
+def _sam2_at(path: Path, suffixes: tuple[str, ...] = (".pt", ".safetensors")) -> tuple[Path, str | None]:
+    if path.is_file():
+        return path, _config_by_name(path)
+    found = sorted(file for file in path.iterdir() if file.suffix in suffixes)
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise ModelLoadError(
+            f"{path} should hold one file with SAM 2.1 weights ({' or '.join(suffixes)}), found {names}. Name one in model.sam2"
+        )
+    config = path / "config.json"
+    return found[0], _config_by_name(found[0]) or (str(config) if config.is_file() else None)
+
+
+def _sam2_from_hub(name: str) -> tuple[Path, str | None]:
+    # The official repositories also hold the weights under the key names of transformers, as safetensors.
+    official = name.startswith("facebook/sam2")
+    folder = _download(name, None, ["*.pt"] if official else ["*.pt", "*.safetensors", "*.json"])
+    return _sam2_at(folder, (".pt",)) if official else _sam2_at(folder)
+
+
+def _config_by_name(weights: Path) -> str | None:
+    match = re.fullmatch(r"sam2\.1_hiera_(tiny|small|base_plus|large)\.(pt|safetensors)", weights.name)
+    return _SAM2_CONFIGS[_SAM2_FILES[match[1]]] if match else None
+
+
+def _config_by_shape(checkpoint: Path, weights: Path | None) -> str:
+    """The packaged config whose names and shapes are those of the weights."""
+    from datagen.pam.segmenter import build_segmenter
+
+    if weights is None:
+        found = {key.removeprefix(TOWER): shape for key, shape in Checkpoint(checkpoint).shapes.items() if key.startswith(TOWER)}
+    else:
+        found = {key: tuple(tensor.shape) for key, tensor in _read_state_dict(weights).items()}
+    for name in _SAM2_CONFIGS.values():
+        if found == {key: tuple(tensor.shape) for key, tensor in build_segmenter(name, None, device="meta").state_dict().items()}:
+            return name
+    where = weights or f"{checkpoint} ({TOWER}*)"
+    raise ModelLoadError(
+        f"the SAM 2.1 weights {where} fit none of {', '.join(_SAM2_CONFIGS.values())}. Name their config in model.sam2_config"
+    )
+
+
+def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        raise ModelLoadError(f"cannot read the SAM 2.1 weights {path}: {error}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
+        raise ModelLoadError(f"{path} is no official SAM 2.1 file: expected a dict with the weights under `model`")
+    state: dict[str, torch.Tensor] = data["model"]
+    return state
+
+
+def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ModelLoadError(f"no weights at {name}: it is no folder or file here, and no hub id (owner/name). {_WAY_OUT}")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        message = f"cannot get {name}: no such folder here, not in the hub's cache, and the hub did not give it ({reason}). "
+        raise ModelLoadError(f"{message}Give model.checkpoint and model.sam2 as local paths, or fetch them first. {_WAY_OUT}") from error

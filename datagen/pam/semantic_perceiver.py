@@ -37,14 +37,17 @@ class SemanticPerceiver(TwoWayTransformer):  # type: ignore[misc]
         with torch.autocast(image_embed.device.type, enabled=False):
             positions = self.pe_layer((height, width)).expand(batch, -1, -1, -1)
         queries, keys = super().forward(image_embed, positions, queries)
-        # The reference reinterprets (B, G*G, dim) as (B, dim, G, G) without a transpose, and was trained so.
-        grid = keys.reshape(batch, dim, height, width).permute(0, 2, 3, 1)
+        grid = keys.reshape(batch, height, width, dim)
         image_tokens = self.proj(_space_to_depth(grid, 4)) if coarse else _space_to_depth(grid, 2)
         return image_tokens, queries[:, mask_tokens.shape[1] :]
 
 
 def _space_to_depth(grid: Tensor, factor: int) -> Tensor:
-    """(B, W, H, C) to (B, W/factor * H/factor, C * factor^2), in the order of InternVL's pixel shuffle."""
-    batch, width, height, channels = grid.shape
-    rows = grid.reshape(batch, width, height // factor, channels * factor).transpose(1, 2)
-    return rows.reshape(batch, height // factor * (width // factor), channels * factor * factor)
+    """Merge squares of the grid into tokens: (B, H, W, C) to (B, W/factor * H/factor, factor^2 * C).
+
+    Tokens run down the columns of the picture and channels along the rows of a square, as in InternVL's first pixel shuffle:
+    the weights were trained in this order.
+    """
+    batch, height, width, channels = grid.shape
+    columns = grid.reshape(batch, height, width // factor, factor * channels).transpose(1, 2)
+    return columns.reshape(batch, width // factor * (height // factor), factor * factor * channels)

@@ -1,0 +1,154 @@
+"""Pure functions on masks, run-length encodings and boxes.
+
+A mask is a boolean (H, W) array, True inside the object. A box is XYXY in pixels, origin top left, right and bottom exclusive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from pycocotools import mask as coco
+
+from datagen.records import RLE
+
+Box = tuple[float, float, float, float]
+Logits = TypeVar("Logits")
+
+
+def encode_mask(mask: NDArray[np.bool_], top: int = 0, left: int = 0, height: int | None = None, width: int | None = None) -> RLE:
+    """COCO run-length encoding of a mask.
+
+    With `height` and `width` the mask is a piece of an otherwise empty image of that size, its corner at (`top`, `left`).
+    Raises ValueError when the piece does not fit.
+    """
+    rows, columns = mask.shape
+    height, width = height or top + rows, width or left + columns
+    if top < 0 or left < 0 or top + rows > height or left + columns > width:
+        raise ValueError(f"a mask of {rows} x {columns} at ({top}, {left}) does not fit into {height} x {width}")
+    canvas = np.zeros((height, width), dtype=np.uint8, order="F")
+    canvas[top : top + rows, left : left + columns] = mask
+    return {"size": [height, width], "counts": coco.encode(canvas)["counts"].decode("ascii")}
+
+
+def decode_mask(rle: RLE) -> NDArray[np.bool_]:
+    """The (H, W) mask of a run-length encoding. Raises ValueError when its runs do not add up to its size."""
+    _check_runs(rle)
+    return np.asarray(coco.decode(_compressed(rle)), dtype=np.uint8).view(np.bool_)
+
+
+def mask_area(rle: RLE) -> int:
+    """Number of pixels inside, without decoding."""
+    return int(coco.area(_compressed(rle)))
+
+
+def mask_box(mask: NDArray[np.bool_]) -> Box | None:
+    """The tight XYXY box around a mask, None when the mask is empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return None
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def mask_iou(first: Sequence[RLE], second: Sequence[RLE]) -> NDArray[np.float64]:
+    """(N, M) intersection over union of every pair of masks of one image; 0 where both are empty."""
+    if not first or not second:
+        return np.zeros((len(first), len(second)))
+    a, b = [_compressed(rle) for rle in first], [_compressed(rle) for rle in second]
+    iou = coco.iou(a, b, [False] * len(b))
+    return np.nan_to_num(np.asarray(iou, dtype=np.float64))
+
+
+def rle_from_coco(segmentation: Any, height: int, width: int) -> RLE:
+    """Run-length encoding of a COCO `segmentation`: polygons, uncompressed counts or compressed counts.
+
+    Raises ValueError when it is none of these, is damaged, or belongs to an image of another size.
+    """
+    if isinstance(segmentation, Mapping) and "counts" in segmentation:
+        size, counts = [int(side) for side in segmentation["size"]], segmentation["counts"]
+        if size != [height, width]:
+            raise ValueError(f"the mask is of an image of {size[0]} x {size[1]}, but the image is {height} x {width} (height x width)")
+        encoded = coco.frPyObjects({"size": size, "counts": counts}, height, width) if isinstance(counts, list) else {"counts": counts}
+    elif isinstance(segmentation, list) and segmentation and all(isinstance(ring, list) and len(ring) >= 6 for ring in segmentation):
+        encoded = coco.merge(coco.frPyObjects(segmentation, height, width))
+    else:
+        raise ValueError("a COCO segmentation is a list of polygons (6 numbers or more each), or {size, counts}")
+    counts = encoded["counts"]
+    rle: RLE = {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else str(counts)}
+    _check_runs(rle)
+    return rle
+
+
+def mask_prompt_logits(mask: NDArray[np.bool_], size: int) -> NDArray[np.float32]:
+    """A mask as SAM 2's dense prompt: (size, size) logits, -10 outside to +10 inside, averaged where pixels are merged.
+
+    Scale and bias are those with which sam2 turns a given mask into logits (`SAM2Base._use_mask_as_output`).
+    """
+    picture = Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(picture, dtype=np.float32) * np.float32(20 / 255) - np.float32(10)
+
+
+def stability_score(logits: Logits, offset: float) -> Logits:
+    """How little a mask changes when its threshold moves: (pixels above +offset) / (pixels above -offset), 1 when the latter is 0.
+
+    logits: (..., H, W), a NumPy array or a torch tensor; the result has the leading shape. Source: SAM's automatic mask generator.
+    """
+    values: Any = logits
+    inner, outer = (values > offset).sum((-2, -1)), (values > -offset).sum((-2, -1))
+    stability: Logits = inner / outer.clip(min=1) + (outer == 0)
+    return stability
+
+
+def box_iou(boxes: ArrayLike) -> NDArray[np.float32]:
+    """(N, N) intersection over union of every pair of (N, 4) XYXY boxes; 0 for boxes without area."""
+    corners = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+    low, high = corners[:, :2], corners[:, 2:]
+    sides = (np.minimum(high[:, None], high) - np.maximum(low[:, None], low)).clip(min=0)
+    areas, overlap = (high - low).clip(min=0).prod(axis=1), sides.prod(axis=2)
+    union = areas[:, None] + areas - overlap
+    iou: NDArray[np.float32] = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    return iou
+
+
+def non_maximum_suppression(iou: NDArray[np.floating[Any]], scores: ArrayLike, threshold: float) -> NDArray[np.intp]:
+    """Indices that survive, best score first: of two that overlap by more than `threshold`, the better one stays.
+
+    iou: (N, N) of boxes or of masks. scores: (N); equal scores keep their order.
+    """
+    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+    alive = np.ones(len(order), dtype=bool)
+    kept = []
+    for index in order:
+        if alive[index]:
+            kept.append(index)
+            alive &= iou[index] <= threshold
+    return np.asarray(kept, dtype=np.intp)
+
+
+def _compressed(rle: RLE) -> dict[str, Any]:
+    return {"size": rle["size"], "counts": rle["counts"].encode("ascii")}
+
+
+def _check_runs(rle: RLE) -> None:
+    """pycocotools trusts its input, so a damaged encoding is caught here: the runs of COCO's text form must fill the picture."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in rle["counts"]:
+        code = ord(character) - 48
+        if not 0 <= code < 64:
+            raise ValueError(f"the mask's counts hold {character!r}, which is no COCO run-length character")
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        run = value - (1 << shift) if code & 16 else value
+        runs.append(run + runs[-2] if len(runs) > 2 else run)
+        if runs[-1] < 0:
+            raise ValueError("the mask's counts hold a negative run")
+        value = shift = 0
+    height, width = rle["size"]
+    if shift or sum(runs) != height * width:
+        raise ValueError(f"the mask's runs add up to {sum(runs)} pixels, its size {height} x {width} to {height * width}")

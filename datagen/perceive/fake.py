@@ -1,0 +1,88 @@
+"""A perceive step without a model: made-up regions, the same for the same asset, for tests and overhead measurements."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+import numpy as np
+
+from datagen.errors import DatagenError
+from datagen.job import PerceiveOptions
+from datagen.masks import Box, encode_mask
+from datagen.perceive.prompts import check_prompt
+from datagen.records import Prompt, Region, RegionTokens, Sample
+
+_REGIONS_WITHOUT_PROMPTS = 3
+_IMAGE_TOKENS, _SEM_TOKENS, _CHANNELS = 4, 2, 8
+
+
+class FakePerceiveStep:
+    """One rectangular region per prompt, or three placed by the asset's id. Implements `guard.Step`; needs no torch."""
+
+    def __init__(self, options: PerceiveOptions) -> None:
+        self.options = options
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def process(self, samples: list[Sample]) -> list[Sample]:
+        """Invent regions and tokens, after `fake_delay_s` seconds for the whole batch."""
+        time.sleep(self.options.fake_delay_s)
+        for sample in samples:
+            if sample.failure is None:
+                try:
+                    _invent(sample)
+                except DatagenError as error:
+                    sample.fail(error.code, error.message)
+        return samples
+
+    def teardown(self) -> None:
+        """Nothing to let go of."""
+
+
+def _invent(sample: Sample) -> None:
+    width, height = sample.width or 64, sample.height or 64
+    rng = np.random.default_rng(int(hashlib.sha256(sample.asset.asset_id.encode()).hexdigest()[:16], 16))
+    prompts = sample.asset.prompts
+    if prompts is None:
+        prompts = [Prompt(box=_random_box(rng, width, height), source="everything") for _ in range(_REGIONS_WITHOUT_PROMPTS)]
+    for prompt in prompts:
+        check_prompt(prompt, width, height)
+    sample.regions = [_region(index, prompt, rng, width, height) for index, prompt in enumerate(prompts)]
+    if sample.regions:
+        sample.tokens = RegionTokens(
+            image=rng.standard_normal((len(prompts), _IMAGE_TOKENS, _CHANNELS), dtype=np.float32),
+            semantic=rng.standard_normal((len(prompts), _SEM_TOKENS, _CHANNELS), dtype=np.float32),
+        )
+    sample.pixels = None
+
+
+def _random_box(rng: np.random.Generator, width: int, height: int) -> Box:
+    (x1, x2), (y1, y2) = (sorted(rng.integers(0, side, 2)) for side in (width, height))
+    return float(x1), float(y1), float(x2 + 1), float(y2 + 1)
+
+
+def _region(index: int, prompt: Prompt, rng: np.random.Generator, width: int, height: int) -> Region:
+    """A rectangle where the prompt asks: its box, or a box around its first point, or at random."""
+    if prompt.box is not None:
+        x1, y1, x2, y2 = prompt.box
+    elif prompt.points:
+        (x, y), reach = prompt.points[0], max(1, min(width, height) // 8)
+        x1, y1, x2, y2 = x - reach, y - reach, x + reach, y + reach
+    else:
+        x1, y1, x2, y2 = _random_box(rng, width, height)
+    left, top = (min(max(int(low), 0), side - 1) for low, side in ((x1, width), (y1, height)))
+    right, bottom = (min(max(round(high), low + 1), side) for high, low, side in ((x2, left, width), (y2, top, height)))
+    piece = np.ones((bottom - top, right - left), dtype=bool)
+    return Region(
+        region_index=index,
+        prompt=prompt,
+        mask=encode_mask(piece, top, left, height, width),
+        box_xyxy=(float(left), float(top), float(right), float(bottom)),
+        area_px=piece.size,
+        predicted_iou=float(rng.uniform(0.5, 1)),
+        stability=float(rng.uniform(0.9, 1)),
+        object_score=float(rng.uniform(0, 10)),
+        mask_source="candidate" if prompt.source == "everything" else "prompt",
+    )

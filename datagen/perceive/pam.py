@@ -1,0 +1,109 @@
+"""The perceive step with the real model: a worker that holds the front end and never lets one image hurt another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from datagen.errors import DatagenError, JobError, ModelLoadError
+from datagen.job import ModelOptions, PerceiveOptions
+from datagen.pam.checkpoint import resolve_model
+from datagen.pam.front_end import FrontEnd, load_front_end
+from datagen.perceive.batch import Picture, perceive_batch
+from datagen.perceive.prompts import check_prompt
+from datagen.records import Sample
+
+
+class PamPerceiveStep:
+    """Samples with `pixels` become samples with `regions` and `tokens`. Implements `guard.Step`.
+
+    Failure codes: those of `check_prompt`, `out_of_memory` (one image alone, one prompt per call, still does not fit), and
+    `perceive` for anything else, with the exception's own words.
+    """
+
+    def __init__(self, model: ModelOptions, options: PerceiveOptions) -> None:
+        self.model, self.options = model, options
+        self.prompts_per_call = options.prompts_per_call
+        self.front_end: FrontEnd | None = None
+
+    def setup(self) -> None:
+        """Load the weights onto the device. Raises ModelLoadError."""
+        device = self.options.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        bfloat16 = self.options.dtype == "bfloat16" or (self.options.dtype == "auto" and device.startswith("cuda"))
+        self.front_end = load_front_end(resolve_model(self.model), device, torch.bfloat16 if bfloat16 else torch.float32)
+
+    def process(self, samples: list[Sample]) -> list[Sample]:
+        """Perceive a batch, in place. Failed samples pass through; a sample that fails here becomes a failed one."""
+        ready = [sample for sample in samples if sample.failure is None]
+        ready = [sample for sample in ready if self._prompts_make_sense(sample)]
+        for start in range(0, len(ready), self.options.batch_size):
+            self._perceive(ready[start : start + self.options.batch_size])
+        return samples
+
+    def teardown(self) -> None:
+        """Let go of the weights."""
+        self.front_end = None
+
+    def _prompts_make_sense(self, sample: Sample) -> bool:
+        """Checked before the batch is encoded, so that a bad prompt never costs its neighbours a second try."""
+        try:
+            for prompt in sample.asset.prompts or ():
+                check_prompt(prompt, *_size(sample))
+        except DatagenError as error:
+            sample.fail(error.code, error.message)
+        return sample.failure is None
+
+    def _perceive(self, samples: Sequence[Sample]) -> None:
+        """The whole batch; when that breaks, one by one."""
+        try:
+            self._perceive_together(samples)
+        except (JobError, ModelLoadError, torch.AcceleratorError):
+            raise  # the job, the weights or the device are broken, not this image
+        except torch.OutOfMemoryError as error:
+            self._perceive_smaller(samples, error)
+        except Exception as error:  # noqa: BLE001 (any defect of one image becomes its own row)
+            if len(samples) == 1:
+                code = error.code if isinstance(error, DatagenError) else "perceive"
+                samples[0].fail(code, str(error) if isinstance(error, DatagenError) else f"{type(error).__name__}: {error}")
+            else:
+                for sample in samples:
+                    self._perceive([sample])
+
+    def _perceive_together(self, samples: Sequence[Sample]) -> None:
+        if self.front_end is None:
+            raise JobError("the perceive step was not set up: call setup() before process()")
+        size = self.front_end.image_size
+        pictures = []
+        for sample in samples:
+            if sample.pixels is None or sample.pixels.shape != (size, size, 3):
+                found = None if sample.pixels is None else sample.pixels.shape
+                raise ValueError(f"the decode step should give pixels of shape {(size, size, 3)}, found {found}")
+            pictures.append(Picture(sample.pixels, *_size(sample), sample.asset.prompts))
+        found_all = perceive_batch(self.front_end, pictures, self.options, self.prompts_per_call)
+        for sample, perception in zip(samples, found_all, strict=True):
+            sample.regions, sample.tokens, sample.pixels = perception.regions, perception.tokens, None
+            for reason, count in perception.dropped.items():
+                sample.dropped[reason] = sample.dropped.get(reason, 0) + count
+
+    def _perceive_smaller(self, samples: Sequence[Sample], error: torch.OutOfMemoryError) -> None:
+        """Half the images; for one image, half the prompts per call, which stays so for the images after it."""
+        torch.cuda.empty_cache()
+        if len(samples) > 1:
+            middle = len(samples) // 2
+            self._perceive(samples[:middle])
+            self._perceive(samples[middle:])
+        elif self.prompts_per_call > 1:
+            self.prompts_per_call //= 2
+            self._perceive(samples)
+        else:
+            samples[0].fail("out_of_memory", f"one image with one prompt per call does not fit into the device's memory: {error}")
+
+
+def _size(sample: Sample) -> tuple[int, int]:
+    """(width, height) of the image itself."""
+    if sample.width is None or sample.height is None:
+        raise DatagenError(f"the decode step left no image size for {sample.asset.uri}", code="perceive")
+    return sample.width, sample.height
