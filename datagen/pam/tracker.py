@@ -61,9 +61,11 @@ class MemoryBank:
     """What is remembered of K objects that were prompted on the same frames, in the form `track_step` reads.
 
     `cond_frame_outputs` holds the prompted frames, which are kept; `non_cond_frame_outputs` the tracked ones, which `forget` prunes.
-    Each: frame index -> maskmem_features (K, 64, G, G), maskmem_pos_enc [(K, 64, G, G)], obj_ptr (K, 256).
+    Each: frame index -> maskmem_features (K, 64, G, G), maskmem_pos_enc [(K, 64, G, G)], obj_ptr (K, 256). The position code is the
+    same for all frames and objects: `codes` holds the one copy, float32.
     """
 
+    codes: list[Tensor] = field(default_factory=list)
     outputs: dict[str, dict[int, dict[str, Any]]] = field(default_factory=lambda: {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}})
 
     def forget(self, next_frames: Sequence[int], feature_reach: int, pointer_reach: int) -> None:
@@ -112,10 +114,11 @@ class Tracker:
                 steps.append(step)
                 memories.append(memory)
         order = torch.tensor([row for rows, _ in parts for row in rows], device=self.front_end.device).argsort()
-        memory = {key: torch.cat([part[key] for part in memories])[order] for key in ("maskmem_features", "obj_ptr")}
+        memory: dict[str, Any] = {key: torch.cat([part[key] for part in memories])[order] for key in ("maskmem_features", "obj_ptr")}
         # As in the reference: the memory of prompted frames is rounded to bfloat16, whatever the arithmetic.
         memory["maskmem_features"] = memory["maskmem_features"].bfloat16().to(self.front_end.dtype)
-        memory["maskmem_pos_enc"] = [code[:1].expand(len(order), -1, -1, -1) for code in memories[0]["maskmem_pos_enc"]]
+        bank.codes = [code[:1].clone().expand(len(order), -1, -1, -1) for code in memories[0]["maskmem_pos_enc"]]
+        memory["maskmem_pos_enc"] = bank.codes
         bank.outputs["cond_frame_outputs"][frame_index] = memory
         return _merge(steps, order)
 
@@ -128,6 +131,7 @@ class Tracker:
         """
         with self.front_end.autocast():
             step, memory = self._step(bank, features, frame_index, num_frames, reverse=reverse)
+        memory["maskmem_pos_enc"] = bank.codes
         bank.outputs["non_cond_frame_outputs"][frame_index] = memory
         return step
 
@@ -159,10 +163,7 @@ class Tracker:
         given = masks is not None and self.segmenter.use_mask_input_as_output_without_sam
         iou = torch.ones_like(decoded.predicted_iou[:, 0]) if given else decoded.predicted_iou[:, 0]
         step = StepOutput(out["pred_masks"].float().squeeze(1), out["object_score_logits"].float().squeeze(1), iou, decoded)
-        # The position code is the same for all frames and objects: one copy is enough.
-        codes = [code[:1].expand(num_objects, -1, -1, -1) for code in out["maskmem_pos_enc"]]
-        memory = {"maskmem_features": out["maskmem_features"], "maskmem_pos_enc": codes, "obj_ptr": out["obj_ptr"]}
-        return step, memory
+        return step, {key: out[key] for key in ("maskmem_features", "maskmem_pos_enc", "obj_ptr")}
 
     def _inputs(self, bank: MemoryBank, prompts: TrackPrompts | None) -> tuple[dict[str, Tensor] | None, Tensor | None, Tensor | None, int]:
         """Points, masks and mask logits in the form of `track_step`, and the number of objects."""

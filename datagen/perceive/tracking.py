@@ -238,7 +238,7 @@ class ClipTracking:
 
     def _encode(self, frame: Frame) -> FrameFeatures:
         if self._features is None or self._features[0] != frame.frame_index:
-            self._features = frame.frame_index, self.tracker.encode(torch.from_numpy(frame.pixels))
+            self._features = frame.frame_index, self.tracker.encode(torch.tensor(frame.pixels))
         return self._features[1]
 
     def _finish(self, group: _Group, step: StepOutput, frame: Frame) -> list[TrackFrame]:
