@@ -12,7 +12,7 @@ from datagen.pam.checkpoint import resolve_model
 from datagen.pam.front_end import FrontEnd, load_front_end
 from datagen.perceive.batch import Picture, perceive_batch
 from datagen.perceive.prompts import check_prompt
-from datagen.records import Sample
+from datagen.records import Failure, Sample
 
 
 class PamPerceiveStep:
@@ -57,20 +57,35 @@ class PamPerceiveStep:
         return sample.failure is None
 
     def _perceive(self, samples: Sequence[Sample]) -> None:
-        """The whole batch; when that breaks, one by one."""
+        """The whole batch; when that breaks, halves of it, down to the image that is to blame."""
+        failure = self._try(samples)
+        if failure is None:
+            return
+        if failure.code == "out_of_memory":
+            torch.cuda.empty_cache()
+        if len(samples) > 1:
+            middle = len(samples) // 2
+            self._perceive(samples[:middle])
+            self._perceive(samples[middle:])
+        elif failure.code == "out_of_memory" and self.prompts_per_call > 1:
+            self.prompts_per_call //= 2  # stays so: the images after this one are likely as large
+            self._perceive(samples)
+        else:
+            samples[0].fail(failure.code, failure.message)
+
+    def _try(self, samples: Sequence[Sample]) -> Failure | None:
+        """Returns what went wrong as a value, because an exception would keep the batch's tensors alive during the next try."""
         try:
             self._perceive_together(samples)
         except (JobError, ModelLoadError, torch.AcceleratorError):
             raise  # the job, the weights or the device are broken, not this image
         except torch.OutOfMemoryError as error:
-            self._perceive_smaller(samples, error)
+            return Failure("out_of_memory", f"one image with one prompt per call does not fit into the device's memory: {error}")
+        except DatagenError as error:
+            return Failure(error.code, error.message)
         except Exception as error:  # noqa: BLE001 (any defect of one image becomes its own row)
-            if len(samples) == 1:
-                code = error.code if isinstance(error, DatagenError) else "perceive"
-                samples[0].fail(code, str(error) if isinstance(error, DatagenError) else f"{type(error).__name__}: {error}")
-            else:
-                for sample in samples:
-                    self._perceive([sample])
+            return Failure("perceive", f"{type(error).__name__}: {error}")
+        return None
 
     def _perceive_together(self, samples: Sequence[Sample]) -> None:
         if self.front_end is None:
@@ -87,19 +102,6 @@ class PamPerceiveStep:
             sample.regions, sample.tokens, sample.pixels = perception.regions, perception.tokens, None
             for reason, count in perception.dropped.items():
                 sample.dropped[reason] = sample.dropped.get(reason, 0) + count
-
-    def _perceive_smaller(self, samples: Sequence[Sample], error: torch.OutOfMemoryError) -> None:
-        """Half the images; for one image, half the prompts per call, which stays so for the images after it."""
-        torch.cuda.empty_cache()
-        if len(samples) > 1:
-            middle = len(samples) // 2
-            self._perceive(samples[:middle])
-            self._perceive(samples[middle:])
-        elif self.prompts_per_call > 1:
-            self.prompts_per_call //= 2
-            self._perceive(samples)
-        else:
-            samples[0].fail("out_of_memory", f"one image with one prompt per call does not fit into the device's memory: {error}")
 
 
 def _size(sample: Sample) -> tuple[int, int]:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datagen.errors import PromptError
-from datagen.masks import decode_mask, mask_prompt_logits
-from datagen.records import Prompt
+from datagen.masks import check_rle, decode_mask, mask_area, mask_prompt_logits
+from datagen.records import RLE, Prompt
 
 # Annotation tools round outwards; a coordinate further out than this belongs to another image or another scale.
 _TOLERANCE_PX = 1.0
@@ -69,7 +69,8 @@ def encode_prompt(prompt: Prompt, width: int, height: int, image_size: int) -> E
         points, labels = np.zeros((1, 2), dtype=np.float32), [_NO_POINT]
     # Order of operations and precision are the reference's: float32, divided by the image's size first.
     scaled = points / np.asarray([width, height], dtype=np.float32) * np.float32(image_size)
-    return EncodedPrompt(scaled.astype(np.float32), np.asarray(labels, dtype=np.int32), _mask_logits(prompt, image_size // 4))
+    logits = None if prompt.mask is None else mask_prompt_logits(decode_mask(prompt.mask), image_size // 4)
+    return EncodedPrompt(scaled.astype(np.float32), np.asarray(labels, dtype=np.int32), logits)
 
 
 def _check_coordinates(prompt: Prompt, width: int, height: int) -> None:
@@ -89,13 +90,13 @@ def _outside(value: float, side: int) -> bool:
     return not -_TOLERANCE_PX <= value <= side + _TOLERANCE_PX
 
 
-def _mask_logits(prompt: Prompt, size: int) -> NDArray[np.float32] | None:
-    if prompt.mask is None:
-        return None
+def _check_mask(mask: RLE, width: int, height: int) -> None:
+    if list(mask["size"]) != [height, width]:
+        message = f"the mask prompt is {list(mask['size'])}, the image {[height, width]} (height, width); give it at the image's size"
+        raise PromptError(message, code="prompt_mask_size")
     try:
-        mask = decode_mask(prompt.mask)
+        check_rle(mask)
     except ValueError as error:
         raise PromptError(str(error), code="prompt_mask") from error
-    if not mask.any():
+    if mask_area(mask) == 0:
         raise PromptError("the mask prompt has no pixel", code="prompt_empty")
-    return mask_prompt_logits(mask, size)
