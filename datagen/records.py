@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Prompt:
     """What asks for one object: a box, points, a mask, or several of them together.
 
     box: (x1, y1, x2, y2) px. points: (x, y) px each. labels: 1 inside the object, 0 outside, one per point.
-    source: who asked (`manifest`, `coco`, `everything`).
+    source: who asked (`manifest`, `coco`, `everything`, or `handover` from the clip before).
     """
 
     box: tuple[float, float, float, float] | None = None
@@ -158,3 +158,59 @@ class Sample:
         if self.failure is not None:
             return "failed"
         return "ok" if self.regions else "empty"
+
+
+class Frame(NamedTuple):
+    """One sampled frame of a clip.
+
+    frame_index: 0, 1, 2 ... in the clip. timestamp_s: true presentation time, seconds from the asset's start.
+    pixels: (S, S, 3) uint8 RGB, resized for the model.
+    """
+
+    frame_index: int
+    timestamp_s: float
+    pixels: np.ndarray
+
+
+@dataclass(slots=True)
+class TrackFrame:
+    """One object in one frame of a clip. mask and box_xyxy are None where it is not seen: object_score <= 0, or no pixel is left.
+
+    object_score is a logit, predicted_iou in [0, 1]; +10 and 1 where the prompt was a mask, which is then the answer itself.
+    """
+
+    object_index: int
+    frame_index: int
+    timestamp_s: float
+    mask: RLE | None
+    box_xyxy: tuple[float, float, float, float] | None
+    object_score: float
+    predicted_iou: float
+
+
+@dataclass(slots=True)
+class TrackTokens:
+    """The perceiver's tokens of one track in the 16 frames that the language model sees, for PAM at 1024 px.
+
+    frame_indices: the 16 frames, in time order. image_first: (1024, 1024) of the first. image_later: (15, 256, 1024) of the others.
+    semantic: (16, 16, 256). All float32, or bfloat16 stored as its int16 bit pattern.
+    """
+
+    frame_indices: list[int]
+    image_first: np.ndarray
+    image_later: np.ndarray
+    semantic: np.ndarray
+    is_bfloat16: bool = False
+
+
+@dataclass(slots=True)
+class Track:
+    """One object through one clip: what asked for it (frame index -> prompt), and its frames, indices rising without repeats.
+
+    tokens: dropped by the step that uses them.
+    """
+
+    object_index: int
+    prompts: dict[int, Prompt]
+    frames: list[TrackFrame]
+    tokens: TrackTokens | None = None
