@@ -123,43 +123,6 @@ class RegionTokens:
     is_bfloat16: bool = False
 
 
-@dataclass(slots=True)
-class Sample:
-    """One asset with everything learned about it so far; what moves between the steps.
-
-    index: position of the asset in this run's listing. pixels: (S, S, 3) uint8 RGB, the image resized for the model (S is the
-    model's image size); width and height are those of the image itself. Each heavy array is dropped by the step that uses it.
-    A sample with a `failure` passes through the remaining steps untouched.
-    """
-
-    index: int
-    asset: Asset
-    width: int | None = None
-    height: int | None = None
-    size_bytes: int | None = None
-    sha256: str | None = None
-    attempts: int = 1
-    pixels: np.ndarray | None = None
-    regions: list[Region] = field(default_factory=list)
-    tokens: RegionTokens | None = None
-    dropped: dict[str, int] = field(default_factory=dict)
-    usage: dict[str, int] = field(default_factory=dict)
-    failure: Failure | None = None
-
-    def fail(self, code: str, message: str) -> None:
-        """Turn this sample into a failed row and let go of its arrays."""
-        self.failure = Failure(code=code, message=message)
-        self.pixels = self.tokens = None
-        self.regions = []
-
-    @property
-    def status(self) -> Literal["ok", "empty", "failed"]:
-        """What the `assets` table will say."""
-        if self.failure is not None:
-            return "failed"
-        return "ok" if self.regions else "empty"
-
-
 class Frame(NamedTuple):
     """One sampled frame of a clip.
 
@@ -204,13 +167,101 @@ class TrackTokens:
 
 
 @dataclass(slots=True)
+class Event:
+    """What one object does in a time range of a clip: [start_s, end_s), frames start_frame to end_frame inclusive.
+
+    texts: language -> caption. history: language -> the previous caption it was conditioned on, None at the start of a chain.
+    tokens: of the 16 frames that the language model sees; dropped by the describe step.
+    """
+
+    start_s: float
+    end_s: float
+    start_frame: int
+    end_frame: int
+    tokens: TrackTokens | None = None
+    texts: dict[str, Text] = field(default_factory=dict)
+    history: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Track:
     """One object through one clip: what asked for it (frame index -> prompt), and its frames, indices rising without repeats.
 
-    tokens: dropped by the step that uses them.
+    track_id: the same in every clip of an asset that the object is handed over to. tokens: dropped by the step that uses them.
+    events: one for the whole clip, or one per segment of a stream, in order.
     """
 
     object_index: int
     prompts: dict[int, Prompt]
     frames: list[TrackFrame]
     tokens: TrackTokens | None = None
+    track_id: str = ""
+    events: list[Event] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Handover:
+    """How the next clip finds an object of this one: the prompt for its first frame."""
+
+    track_id: str
+    prompt: Prompt
+
+
+@dataclass(slots=True)
+class Clip:
+    """One part of a video, the unit of commit: [start_s, end_s) of the asset, with `num_frames` sampled frames.
+
+    is_last: no clip follows, so that the asset is complete when all up to this one are. truncated: the file ended early here.
+    handovers: objects that go on into the next clip. num_video_frames, fps and duration_s are of the whole video, as its header says.
+    """
+
+    clip_index: int
+    start_s: float
+    end_s: float
+    num_frames: int
+    is_last: bool
+    truncated: bool = False
+    handovers: list[Handover] = field(default_factory=list)
+    num_video_frames: int | None = None
+    fps: float | None = None
+    duration_s: float | None = None
+
+
+@dataclass(slots=True)
+class Sample:
+    """One image, or one clip of a video, with everything learned about it so far; what moves between the steps.
+
+    index: position of the asset in this run's listing. pixels: (S, S, 3) uint8 RGB, the image resized for the model (S is the
+    model's image size); width and height are those of the image itself. Each heavy array is dropped by the step that uses it.
+    A sample with a `failure` passes through the remaining steps untouched.
+    """
+
+    index: int
+    asset: Asset
+    width: int | None = None
+    height: int | None = None
+    size_bytes: int | None = None
+    sha256: str | None = None
+    attempts: int = 1
+    pixels: np.ndarray | None = None
+    regions: list[Region] = field(default_factory=list)
+    tokens: RegionTokens | None = None
+    clip: Clip | None = None
+    tracks: list[Track] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)
+    usage: dict[str, int] = field(default_factory=dict)
+    failure: Failure | None = None
+
+    def fail(self, code: str, message: str) -> None:
+        """Turn this sample into a failed row and let go of its arrays."""
+        self.failure = Failure(code=code, message=message)
+        self.pixels = self.tokens = None
+        self.regions, self.tracks = [], []
+
+    @property
+    def status(self) -> Literal["ok", "empty", "failed"]:
+        """What the `assets` table will say."""
+        if self.failure is not None:
+            return "failed"
+        return "ok" if self.regions or self.tracks else "empty"
