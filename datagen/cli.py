@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -75,7 +74,9 @@ def run(
 
 
 @app.command()
-def plan(job_file: JobFile, input: Input = None, output: Output = None, model: Model = None, set_: Set = None, as_json: AsJson = False) -> None:
+def plan(
+    job_file: JobFile, input: Input = None, output: Output = None, model: Model = None, set_: Set = None, as_json: AsJson = False
+) -> None:
     """Say what a run would do: listed, done, left, and the workers it would start. Nothing is run or written.
 
     Example: `datagen plan pipelines/image-regions.yaml --input photos/ --output corpus/`
@@ -172,15 +173,10 @@ def main() -> None:
     """Entry point of the `datagen` command; turns errors into one message and an exit code."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        app()
     except DatagenError as error:
         Console(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(error.message)}")
         sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -140,7 +140,9 @@ def print_run(console: Console, summary: RunSummary) -> None:
     usage = summary.usage
     if usage["prompt_tokens"]:
         cached = usage["cached_tokens"] / usage["prompt_tokens"]
-        table.add_row("tokens", f"{usage['prompt_tokens']:,} prompt ({cached:.0%} from the prefix cache), {usage['output_tokens']:,} output")
+        table.add_row(
+            "tokens", f"{usage['prompt_tokens']:,} prompt ({cached:.0%} from the prefix cache), {usage['output_tokens']:,} output"
+        )
     rate = summary.regions / summary.seconds if summary.seconds else 0.0
     table.add_row("time", f"{summary.seconds:.1f} s with start-up, {rate:.2f} regions/s")
     for title, reasons in (("failed", summary.failures), ("dropped", summary.dropped)):

@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -61,12 +62,20 @@ def stage(plan: Plan, samples: list[Sample]) -> StagedPart:
     return stage_part(open_store(plan.output), plan.run_id, finished, plan.job.write, region_row)
 
 
-def start(plan: Plan) -> LedgerClient:
-    """Start what the run needs besides its workers: Ray, unless the job runs in-process, and the ledger."""
+@contextmanager
+def started(plan: Plan) -> Iterator[LedgerClient]:
+    """What the run needs besides its workers: Ray, unless the job runs in-process, and the ledger. Ends the Ray that it started."""
     if plan.job.run.executor == "inprocess":
-        return LocalLedger(Ledger(plan.output, plan.job.run.crash_tries))
-    start_ray(plan.job)
-    return RayLedger.start(plan.output, plan.job.run.crash_tries)
+        yield LocalLedger(Ledger(plan.output, plan.job.run.crash_tries))
+        return
+    import ray
+
+    ours = start_ray(plan.job)
+    try:
+        yield RayLedger.start(plan.output, plan.job.run.crash_tries)
+    finally:
+        if ours:
+            ray.shutdown()
 
 
 def run(plan: Plan, ledger: LedgerClient, assets: list[tuple[int, Asset]]) -> Iterator[StagedPart]:
@@ -91,13 +100,13 @@ def run_inprocess(plan: Plan, ledger: LedgerClient, assets: list[tuple[int, Asse
 # --- on Ray Data -----------------------------------------------------------------------------------------------------------------
 
 
-def start_ray(job: Job) -> None:
-    """Connect to the job's cluster, or start an embedded Ray. Raises ClusterError when that fails."""
+def start_ray(job: Job) -> bool:
+    """Connect to the job's cluster, or start an embedded Ray; False when this process already has one. Raises ClusterError."""
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if ray.is_initialized():
-        return
+        return False
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": True, "configure_logging": False}
     try:
         if job.run.ray_address:
@@ -108,6 +117,7 @@ def start_ray(job: Job) -> None:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = job.run.ray_address or "an embedded Ray"
         raise ClusterError(f"cannot start or reach {where}: {error}. See the run's log; `ray status` shows a cluster's state.") from error
+    return True
 
 
 def resources(job: Job) -> dict[str, float]:

@@ -237,7 +237,7 @@ class Guarded:
             return
         try:
             for sample in samples:
-                fault_point(self._name, sample.asset.uri)
+                fault_point(f"worker.{self._name}", sample.asset.uri)
             done = self._step.process(samples)
         except ONE_SAMPLE as error:
             self._run_singly(samples, error.code, error.message)

@@ -94,6 +94,15 @@ class EverythingOptions(Options):
     )
 
 
+class TrackOptions(Options):
+    """Videos: objects followed through a clip, and handed over to the next."""
+
+    objects_per_call: Positive = Field(16, description="objects that share a call of memory attention and mask decoder")
+    backward: bool = Field(True, description="also follow an object through the frames before its first prompt")
+    handover: Literal["box", "mask", "box+mask"] = Field("box+mask", description="what of an object's last mask asks the next clip for it")
+    segment_frames: int | None = Field(None, ge=1, description="stream: sampled frames per segment, each captioned after the one before")
+
+
 class PerceiveOptions(Options):
     """SAM 2 and the Semantic Perceiver: prompts to masks and region tokens."""
 
@@ -106,6 +115,7 @@ class PerceiveOptions(Options):
     )
     drop_absent: bool = Field(False, description="drop regions whose object score is <= 0 (nothing there) instead of flagging them")
     everything: EverythingOptions = EverythingOptions()
+    track: TrackOptions = TrackOptions()
     fake_delay_s: float = Field(0.0, ge=0, description="`fake` sleeps this long per batch, seconds")
     pool: Pool = Pool()
 
@@ -117,13 +127,14 @@ class MaxTokens(Options):
     definition: Positive = 160
     caption: Positive = 96
     description: Positive = 384
+    event: Positive = Field(256, description="caption of one object in a clip or segment")
 
 
 class DescribeOptions(Options):
     """Region tokens to text, in large batches."""
 
     engine: Literal["vllm", "transformers", "fake"] = Field("vllm", description="`transformers` is the reference, `fake` invents text")
-    tasks: tuple[Task, ...] = Field(TASKS, description="which texts")
+    tasks: tuple[Task, ...] = Field(("label", "definition", "caption", "description"), description="which texts")
     languages: tuple[Language, ...] = Field(("en",), description="in which languages")
     max_tokens: MaxTokens = MaxTokens()
     temperature: float = Field(0.0, ge=0, description="0 is greedy")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Prompt:
     """What asks for one object: a box, points, a mask, or several of them together.
 
     box: (x1, y1, x2, y2) px. points: (x, y) px each. labels: 1 inside the object, 0 outside, one per point.
-    source: who asked (`manifest`, `coco`, `everything`).
+    source: who asked (`manifest`, `coco`, `everything`, or `handover` from the clip before).
     """
 
     box: tuple[float, float, float, float] | None = None
@@ -123,9 +123,114 @@ class RegionTokens:
     is_bfloat16: bool = False
 
 
+class Frame(NamedTuple):
+    """One sampled frame of a clip.
+
+    frame_index: 0, 1, 2 ... in the clip. timestamp_s: true presentation time, seconds from the asset's start.
+    pixels: (S, S, 3) uint8 RGB, resized for the model.
+    """
+
+    frame_index: int
+    timestamp_s: float
+    pixels: np.ndarray
+
+
+@dataclass(slots=True)
+class TrackFrame:
+    """One object in one frame of a clip. mask and box_xyxy are None where it is not seen: object_score <= 0, or no pixel is left.
+
+    object_score is a logit, predicted_iou in [0, 1]; +10 and 1 where the prompt was a mask, which is then the answer itself.
+    """
+
+    object_index: int
+    frame_index: int
+    timestamp_s: float
+    mask: RLE | None
+    box_xyxy: tuple[float, float, float, float] | None
+    object_score: float
+    predicted_iou: float
+
+
+@dataclass(slots=True)
+class TrackTokens:
+    """The perceiver's tokens of one track in the 16 frames that the language model sees, for PAM at 1024 px.
+
+    frame_indices: the 16 frames, in time order. image_first: (1024, 1024) of the first. image_later: (15, 256, 1024) of the others.
+    semantic: (16, 16, 256). All float32, or bfloat16 stored as its int16 bit pattern.
+    """
+
+    frame_indices: list[int]
+    image_first: np.ndarray
+    image_later: np.ndarray
+    semantic: np.ndarray
+    is_bfloat16: bool = False
+
+
+@dataclass(slots=True)
+class Event:
+    """What one object does in a time range of a clip: [start_s, end_s), frames start_frame to end_frame inclusive.
+
+    texts: language -> caption. history: language -> the previous caption it was conditioned on, None at the start of a chain.
+    tokens: of the 16 frames that the language model sees; dropped by the describe step.
+    """
+
+    start_s: float
+    end_s: float
+    start_frame: int
+    end_frame: int
+    tokens: TrackTokens | None = None
+    texts: dict[str, Text] = field(default_factory=dict)
+    history: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Track:
+    """One object through one clip: what asked for it (frame index -> prompt), and its frames, indices rising without repeats.
+
+    track_id: the same in every clip of an asset that the object is handed over to. tokens: dropped by the step that uses them.
+    events: one for the whole clip, or one per segment of a stream, in order.
+    """
+
+    object_index: int
+    prompts: dict[int, Prompt]
+    frames: list[TrackFrame]
+    tokens: TrackTokens | None = None
+    track_id: str = ""
+    events: list[Event] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Handover:
+    """How the next clip finds an object of this one: the prompt for its first frame."""
+
+    track_id: str
+    prompt: Prompt
+
+
+@dataclass(slots=True)
+class Clip:
+    """One part of a video, the unit of commit: [start_s, end_s) of the asset, with `num_frames` sampled frames.
+
+    is_last: no clip follows, so that the asset is complete when all up to this one are. truncated: the file ended early here.
+    handovers: objects that go on into the next clip. num_video_frames, fps and duration_s are of the whole video, as its header says.
+    """
+
+    clip_index: int
+    start_s: float
+    end_s: float
+    num_frames: int
+    is_last: bool
+    truncated: bool = False
+    handovers: list[Handover] = field(default_factory=list)
+    num_video_frames: int | None = None
+    fps: float | None = None
+    duration_s: float | None = None
+
+
 @dataclass(slots=True)
 class Sample:
-    """One asset with everything learned about it so far; what moves between the steps.
+    """One image, or one clip of a video, with everything learned about it so far; what moves between the steps.
 
     index: position of the asset in this run's listing. pixels: (S, S, 3) uint8 RGB, the image resized for the model (S is the
     model's image size); width and height are those of the image itself. Each heavy array is dropped by the step that uses it.
@@ -142,6 +247,8 @@ class Sample:
     pixels: np.ndarray | None = None
     regions: list[Region] = field(default_factory=list)
     tokens: RegionTokens | None = None
+    clip: Clip | None = None
+    tracks: list[Track] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     usage: dict[str, int] = field(default_factory=dict)
     failure: Failure | None = None
@@ -150,11 +257,11 @@ class Sample:
         """Turn this sample into a failed row and let go of its arrays."""
         self.failure = Failure(code=code, message=message)
         self.pixels = self.tokens = None
-        self.regions = []
+        self.regions, self.tracks = [], []
 
     @property
     def status(self) -> Literal["ok", "empty", "failed"]:
         """What the `assets` table will say."""
         if self.failure is not None:
             return "failed"
-        return "ok" if self.regions else "empty"
+        return "ok" if self.regions or self.tracks else "empty"

@@ -23,7 +23,19 @@ from datagen.guard import CRASHES, LedgerClient
 from datagen.job import Job
 from datagen.records import Asset
 from datagen.sources import open_source
-from datagen.write import DoneSet, RunRecord, StagedPart, Store, done_assets, open_store, prepare_output, publish_part, sweep, weight_hashes, write_card
+from datagen.write import (
+    DoneSet,
+    RunRecord,
+    StagedPart,
+    Store,
+    done_assets,
+    open_store,
+    prepare_output,
+    publish_part,
+    sweep,
+    weight_hashes,
+    write_card,
+)
 
 if TYPE_CHECKING:
     from datagen.pam.checkpoint import ModelFiles
@@ -139,9 +151,8 @@ def _stream(
     """Publish parts as they come; whatever ends the run, the record says how far it came."""
     started = time.monotonic()
     status = "failed"
-    ledger = graph.start(plan)
     try:
-        with _polling(ledger, summary, progress):
+        with graph.started(plan) as ledger, _polling(ledger, summary, progress):
             for part in _parts(plan, ledger, todo):
                 publish_part(store, part)
                 summary.add(part)
@@ -282,7 +293,9 @@ def _parts(plan: graph.Plan, ledger: LedgerClient, todo: Iterator[tuple[int, Ass
             tally.tick(part.indices)
             yield part
     if tally.still_open:
-        raise ClusterError(f"{tally.still_open} assets did not come back from the workers. Rerun the same command: only they are done again.")
+        raise ClusterError(
+            f"{tally.still_open} assets did not come back from the workers. Rerun the same command: only they are done again."
+        )
 
 
 def _waves(todo: Iterator[tuple[int, Asset]], size: int) -> Iterator[list[tuple[int, Asset]]]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from datagen.errors import SourceError
@@ -205,7 +206,7 @@ def render_stats(stats: dict[str, Any]) -> RenderableType:
     summary = {"assets": stats["num_assets"], **{f"  {key}": n for key, n in stats["statuses"].items()}}
     summary |= {"regions": stats["num_regions"], "parts": stats["num_parts"]}
     summary |= {f"regions per asset, {key}": value for key, value in stats["regions_per_asset"].items()}
-    parts: list[RenderableType] = [_plain_table(stats["dataset"], summary)]
+    parts: list[RenderableType] = [_plain_table(escape(stats["dataset"]), summary)]
     titles = {"failures": "Failed assets by code", "dropped": "Dropped regions by reason", "flags": "Flagged regions"}
     parts += [_bars(title, stats[key]) for key, title in titles.items() if stats[key]]
     about = " (approximate)" if stats["labels_approximate"] else ""
@@ -231,20 +232,14 @@ def _bars(title: str, counts: dict[str, int]) -> Table:
     table.add_column(justify="right")
     most = max(counts.values(), default=1)
     for name, count in counts.items():
-        table.add_row(_escape(name) or "(empty)", f"{count:,}", "█" * max(1, round(_BAR * count / most)))
+        table.add_row(escape(name) or "(empty)", f"{count:,}", "█" * max(1, round(_BAR * count / most)))
     return table
 
 
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
 def _runs_table(runs: list[dict[str, Any]]) -> Table:
-    table = Table(title="Runs", title_justify="left", box=None)
-    for heading in ("run", "status", "assets", "regions", "seconds", "regions/s", "tokens/s", "from cache"):
-        table.add_column(heading, justify="left" if heading in ("run", "status") else "right")
+    table = Table(title="Runs", title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("run", "status", "assets", "regions", "seconds", "reg/s", "tok/s", "cached"):
+        table.add_column(heading, justify="left" if heading in ("run", "status") else "right", overflow="fold")
     for run in runs:
         numbers = (f"{run['assets']:,}", f"{run['regions']:,}", f"{run['seconds']:,}")
         rates = ("" if value is None else f"{value:,.1f}" for value in (run["regions_per_s"], run["output_tokens_per_s"]))

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-FAULTS = json.dumps({"decode": {"kill_if_uri": "kills-decoder", "hang_if_uri": "hangs-decoder"}})
+FAULTS_BY_PLACE = {"decode": {"kill_if_uri": "kills-decoder", "hang_if_uri": "hangs-decoder"}}
+FAULTS = json.dumps(FAULTS_BY_PLACE)
 
 RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 180, 40), (30, 40, 210), (255, 255, 255)
 

@@ -96,11 +96,19 @@ class DecoderProcess:
             )
         except EOFError:
             outcome.error = DecodeError(f"decoding killed its process, {_TRIES} times in a row: {child.epitaph()}", code="decoder_crashed")
+        except BaseException:
+            # Such as Ctrl-C: an answer may be half read, so this child cannot be asked again.
+            self._discard()
+            raise
         else:
             return outcome
-        child.end(kill=True)
-        self._child = None
+        self._discard()
         return outcome
+
+    def _discard(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.end(kill=True)
 
     def _running(self) -> _Child:
         if self._child is None:
@@ -189,7 +197,7 @@ class _Child:
         if status is None:
             ended = "it still runs and does not answer"
         elif status < 0:
-            ended = f"signal {signal.Signals(-status).name}" + (", often the machine's lack of memory" if status == -signal.SIGKILL else "")
+            ended = f"signal {_signal_name(-status)}" + (", often the machine's lack of memory" if status == -signal.SIGKILL else "")
         else:
             ended = f"exit status {status}"
         self._stderr.seek(0)
@@ -209,3 +217,7 @@ class _Child:
             self._process.kill()
             self._process.wait()
         self._stderr.close()
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else str(number)

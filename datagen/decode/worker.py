@@ -27,6 +27,8 @@ LENGTH = struct.Struct(">I")
 _BYTES_PER_PIXEL = 8
 _ROOM_FOR_METADATA = 64 << 20
 
+_GRACE_S = 2.0
+
 
 def main(options_json: str, image_size: int) -> None:
     """Serve requests {path, uri} on standard input."""
@@ -41,7 +43,7 @@ def main(options_json: str, image_size: int) -> None:
     while True:
         request = requests.get()
         # The parent kills a child that hangs; should the parent be gone, the kernel does, whatever holds the interpreter.
-        signal.setitimer(signal.ITIMER_REAL, options.timeout_s + 5)
+        signal.setitimer(signal.ITIMER_REAL, options.timeout_s + _GRACE_S)
         _serve(answers, request["path"], request["uri"], options, image_size)
         signal.setitimer(signal.ITIMER_REAL, 0)
 

@@ -97,6 +97,14 @@ class ModelFiles:
         """Every file that holds weights."""
         return Checkpoint(self.checkpoint).weight_files() + ([] if self.sam2_weights is None else [self.sam2_weights])
 
+    def license(self) -> str:
+        """The checkpoint's licence as its own model card states it; `unknown` when it has none."""
+        card = self.checkpoint / "README.md"
+        if not card.is_file():
+            return "unknown"
+        found = re.search(r"^license(?:_name)?:\s*(\S+)\s*$", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        return found[1] if found else "unknown"
+
     def sam2_state_dict(self) -> dict[str, torch.Tensor]:
         """The SAM 2.1 weights under official key names, as stored. Raises ModelLoadError when the file is not readable."""
         if self.sam2_weights is None:
@@ -145,7 +153,7 @@ def checkpoint_folder(options: ModelOptions) -> Path:
     folder = Path(options.checkpoint).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    return _download(options.checkpoint, options.revision, ["*.json", "*.safetensors", "*.txt", "sam2/*"])
+    return _download(options.checkpoint, options.revision, ["*.json", "*.safetensors", "*.txt", "README.md", "sam2/*"])
 
 
 def _tiny_folder() -> Path:

@@ -70,11 +70,17 @@ class FrontEnd:
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> ImageFeatures:
         """Features of (B, S, S, 3) uint8 RGB images, already resized to the model's image size with PIL's bicubic filter."""
-        images = pixels.to(self.device).permute(0, 3, 1, 2).float() / 255
-        with self._autocast():
-            levels = self.segmenter.forward_image((images - self._mean) / self._std)["backbone_fpn"][-3:]
+        levels, _ = self.pyramid(pixels)
         embed = levels[-1].float() + self.segmenter.no_mem_embed.view(1, -1, 1, 1)
         return ImageFeatures(embed=embed, high_res=levels[:-1])
+
+    @torch.inference_mode()
+    def pyramid(self, pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """SAM 2's three feature levels of such images and their position codes, (B, C, H, W) each, the finest first."""
+        images = pixels.to(self.device).permute(0, 3, 1, 2).float() / 255
+        with self.autocast():
+            out = self.segmenter.forward_image((images - self._mean) / self._std)
+        return out["backbone_fpn"][-3:], out["vision_pos_enc"][-3:]
 
     @torch.inference_mode()
     def decode(self, features: ImageFeatures, image_index: Tensor, points: Tensor, labels: Tensor, masks: Tensor | None = None) -> Decoded:
@@ -90,7 +96,7 @@ class FrontEnd:
             boxes=None,
             masks=None if masks is None else masks.to(self.device).unsqueeze(1),
         )
-        with self._autocast(), _image_side(decoder.transformer) as captured:
+        with self.autocast(), _image_side(decoder.transformer) as captured:
             logits, iou, tokens, score = decoder.predict_masks(
                 image_embeddings=features.embed[index],
                 image_pe=self._positions,
@@ -103,13 +109,17 @@ class FrontEnd:
         return Decoded(logits.float(), iou.float(), score.float().squeeze(1), tokens.float(), embed)
 
     @torch.inference_mode()
-    def perceive(self, decoded: Decoded) -> tuple[Tensor, Tensor]:
-        """The perceiver's tokens of P regions: image (P, (G/2)^2, 1024) and semantic (P, 16, 256), in `dtype`."""
-        with self._autocast():
-            image_tokens, sem_tokens = self.perceiver(decoded.image_embed, decoded.perceiver_tokens())
+    def perceive(self, decoded: Decoded, coarse: bool = False) -> tuple[Tensor, Tensor]:
+        """The perceiver's tokens of P regions: image (P, (G/2)^2, 1024) and semantic (P, 16, 256), in `dtype`.
+
+        coarse: a quarter of the image tokens, for the later frames of a video.
+        """
+        with self.autocast():
+            image_tokens, sem_tokens = self.perceiver(decoded.image_embed, decoded.perceiver_tokens(), coarse)
         return image_tokens.to(self.dtype), sem_tokens.to(self.dtype)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The arithmetic of `dtype`: bfloat16 autocast, or float32 as it is."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from datagen.job import EverythingOptions
 from datagen.masks import Box, box_iou, non_maximum_suppression, stability_score
 from datagen.pam.front_end import FrontEnd, ImageFeatures
-from datagen.perceive.regions import ImageMask, image_masks, logit_boxes
+from datagen.perceive.regions import image_masks, logit_boxes
 from datagen.records import RLE
 
 

@@ -48,11 +48,8 @@ def check_prompt(prompt: Prompt, width: int, height: int) -> None:
         message = f"labels are {prompt.labels} for {len(prompt.points)} points; give one per point, 1 (inside) or 0 (outside)"
         raise PromptError(message, code="prompt_labels")
     _check_coordinates(prompt, width, height)
-    if prompt.mask is not None and list(prompt.mask["size"]) != [height, width]:
-        message = (
-            f"the mask prompt is {list(prompt.mask['size'])}, the image {[height, width]} (height, width); give it at the image's size"
-        )
-        raise PromptError(message, code="prompt_mask_size")
+    if prompt.mask is not None:
+        _check_mask(prompt.mask, width, height)
 
 
 def encode_prompt(prompt: Prompt, width: int, height: int, image_size: int) -> EncodedPrompt:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import datetime
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 from datagen.errors import SourceError
@@ -97,9 +97,10 @@ def plain(value: Any) -> Any:
 def root_of(manifest: str, media_root: str | None) -> str:
     """The absolute folder that relative URIs start from: `media_root`, or where the manifest lies. Raises SourceError."""
     if media_root is None:
-        return str(PurePath(manifest).parent)
-    root = PurePath(uri_of_path(media_root))
-    return str(root)
+        return os.path.dirname(os.path.abspath(manifest))
+    if not os.path.isdir(media_root):
+        raise SourceError(f"source.media_root is {media_root}, which is not a folder; give the folder that relative URIs start from")
+    return os.path.abspath(media_root)
 
 
 def _explicit_id(row: Mapping[str, Any]) -> str | None:

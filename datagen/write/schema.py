@@ -59,7 +59,8 @@ def _type(text: str, fields: Iterable[Mapping[str, Any]]) -> pa.DataType:
     if text == "struct":
         return pa.struct([_field(column) for column in fields])
     if text.startswith("list<"):
-        return pa.list_(_type(text.removeprefix("list<").removesuffix(">"), fields))
+        # `element` is Parquet's own name for it, so that a file read back has exactly this schema.
+        return pa.list_(pa.field("element", _type(text.removeprefix("list<").removesuffix(">"), fields), nullable=False))
     return _SCALARS[text]
 
 
@@ -142,7 +143,7 @@ def _struct_check(kind: pa.DataType) -> _Check:
 
 
 def _list_check(kind: pa.DataType) -> _Check:
-    check_item = _check_of(pa.field("item", kind.value_type, nullable=False))
+    check_item = _check_of(kind.value_field)
 
     def check(value: Any, path: str) -> None:
         if not isinstance(value, (list, tuple)):

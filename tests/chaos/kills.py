@@ -17,6 +17,8 @@ from PIL import Image
 
 WORKERS = {"perceive": "PerceiveWorker", "describe": "DescribeWorker", "write": "stage_table"}
 
+SLOW_WRITES = {"write": {"delay_s": 0.01}}  # per asset: a write task must live long enough to be hit
+
 
 def make_input(folder: Path, count: int) -> Path:
     """A manifest of `count` assets over a few real PNG files."""
@@ -100,24 +102,22 @@ def parts(output: Path) -> list[Path]:
     return sorted((output / "assets").glob("part-*.parquet"))
 
 
-def batter(
-    job: Path, manifest: Path, output: Path, rng: random.Random, kills_wanted: int, steps: tuple[str, ...], legs: int
-) -> Counter[str]:
-    """Start runs and kill workers and drivers at random moments until `kills_wanted` kills happened, then let it finish.
+def batter(job: Path, manifest: Path, output: Path, rng: random.Random, *, legs: int, kills_per_leg: int) -> Counter[str]:
+    """Start runs; in each, kill workers at random moments, then the driver; at last let one finish. Counts the kills by step.
 
     Every second leg commits in chunks of another size, so that parts are named differently after a crash.
     """
     kills: Counter[str] = Counter()
     for leg in range(legs):
-        run = Run(job, manifest, output, "--set", f"write.assets_per_part={(20, 7)[leg % 2]}")
+        run = Run(job, manifest, output, "--set", f"write.assets_per_part={(20, 7)[leg % 2]}", faults=SLOW_WRITES)
         run.wait_for_parts(len(parts(output)) + 1)
-        for _ in range(max(1, kills_wanted // legs - 1)):
-            time.sleep(rng.uniform(0.0, 1.2))
-            step = rng.choice(steps)
-            kills[step] += run.kill_worker(step, rng)
+        wanted = [rng.choice(list(WORKERS)) for _ in range(kills_per_leg - 1)]
+        while wanted and run.process.poll() is None:
+            time.sleep(rng.uniform(0.0, 0.4))
+            if run.kill_worker(wanted[0], rng):
+                kills[wanted.pop(0)] += 1
         time.sleep(rng.uniform(0.0, 0.8))
-        if run.process.poll() is None:
-            kills["driver"] += 1
+        kills["driver"] += run.process.poll() is None
         run.kill_driver()
     Run(job, manifest, output).finish()
     return kills

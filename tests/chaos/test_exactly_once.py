@@ -32,17 +32,17 @@ def job(tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(600)
 def test_twenty_random_kills_lose_and_double_nothing(job: Path, tmp_path: Path) -> None:
-    count, seed = 1500, time.time_ns() % 10_000
+    count, seed = 1200, time.time_ns() % 10_000
     manifest = make_input(tmp_path / "in", count)
     output = tmp_path / "corpus"
 
-    kills = batter(job, manifest, output, random.Random(seed), kills_wanted=24, steps=("perceive", "describe", "write"), legs=4)
+    kills = batter(job, manifest, output, random.Random(seed), legs=4, kills_per_leg=6)
 
     print(f"seed {seed}, kills {dict(kills)}")
     assert sum(kills.values()) >= 20
     report = check_dataset(str(output), expected=expected_ids(count))
-    assert not report.violations
-    assert report.counts["assets"] == count
+    assert report.ok, report.violations[:5]
+    assert report.num_assets == count
 
 
 def test_a_zombie_stages_but_cannot_publish(job: Path, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_zombie_stages_but_cannot_publish(job: Path, tmp_path: Path) -> None:
     assert parts(output) == before
     Run(job, manifest, output, "--set", "write.assets_per_part=7").finish()
     report = check_dataset(str(output), expected=expected_ids(40))
-    assert not report.violations
+    assert report.ok, report.violations[:5]
     assert not list((output / "_staging").glob("*/*"))
 
 
@@ -76,7 +76,7 @@ def test_a_finished_job_does_nothing_and_new_assets_alone_are_done(job: Path, tm
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")} == before
 
     assert Run(job, make_input(tmp_path / "in", 35), output).finish()["todo"] == 5
-    assert not check_dataset(str(output), expected=expected_ids(35)).violations
+    assert check_dataset(str(output), expected=expected_ids(35)).ok
 
 
 def test_an_asset_that_kills_its_worker_becomes_one_failed_row(job: Path, tmp_path: Path) -> None:
@@ -87,18 +87,18 @@ def test_an_asset_that_kills_its_worker_becomes_one_failed_row(job: Path, tmp_pa
     (folder / "0.png").write_bytes((folder / "poison.png").read_bytes())
     output = tmp_path / "corpus"
 
-    summary = Run(job, manifest, output, faults={"perceive": {"kill_if_uri": "poison"}}).finish()
+    summary = Run(job, manifest, output, faults={"worker.perceive": {"kill_if_uri": "poison"}}).finish()
 
     assert summary["statuses"] == {"ok": 23, "failed": 1}
     assert summary["failures"] == {"perceive_crashed": 1}
-    assert not check_dataset(str(output), expected=expected_ids(24)).violations
+    assert check_dataset(str(output), expected=expected_ids(24)).ok
 
 
 def test_crash_counts_hold_across_restarts(job: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     manifest = make_input(folder, 1)
     output = tmp_path / "corpus"
-    poison = {"perceive": {"kill_if_uri": "0.png"}}
+    poison = {"worker.perceive": {"kill_if_uri": "0.png"}}
     crashes = output / "_datagen" / "crashes.json"
     run = Run(job, manifest, output, "--set", "run.crash_tries=3", faults=poison)
     deadline = time.monotonic() + 60
@@ -110,7 +110,7 @@ def test_crash_counts_hold_across_restarts(job: Path, tmp_path: Path) -> None:
     summary = Run(job, manifest, output, faults=poison).finish()
 
     assert summary["failures"] == {"perceive_crashed": 1}
-    assert not check_dataset(str(output), expected=expected_ids(1)).violations
+    assert check_dataset(str(output), expected=expected_ids(1)).ok
 
 
 def test_two_runs_cannot_write_one_output(job: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 from bad_media import FAULTS, Media, encoded, make_media, quadrants, write_manifest
 
 from datagen.decode import make_decode_step
-from datagen.decode.child import DecoderProcess
+from datagen.decode.child import DecoderProcess, _Child
 from datagen.decode.step import DecodeStep
-from datagen.errors import ClusterError
+from datagen.decode.worker import read_file
+from datagen.errors import ClusterError, DecodeError
 from datagen.job import DecodeOptions, Job, SourceOptions
 from datagen.records import Asset, Failure, Sample, asset_id_of
 from datagen.sources import open_source
@@ -64,9 +66,10 @@ def test_every_odd_and_bad_file_ends_as_it_should(tmp_path, monkeypatch):
     media = make_media(tmp_path / "media")
     source = open_source(SourceOptions(input=str(write_manifest(tmp_path / "media", media))))
     samples = [Sample(index, asset) for index, asset in enumerate(source)]
-    with decode_step(timeout_s=2.0) as step:
-        step.process(samples[: len(samples) - 1])
-        step.process(samples[len(samples) - 1 :])
+    hanging = [sample for sample in samples if "hangs" in sample.asset.uri]
+    with decode_step() as patient, decode_step(timeout_s=1.0) as hasty:
+        patient.process([sample for sample in samples if "hangs" not in sample.asset.uri])
+        hasty.process(hanging)
     assert len(samples) == len(media)
     assert {case.name: fate_of(sample) for case, sample in zip(media, samples, strict=True)} == {
         case.name: expected_fate(case) for case in media
@@ -132,13 +135,21 @@ def test_what_is_no_readable_file(tmp_path):
     assert [s.failure.code for s in samples] == ["unreadable", "unreadable", "unreadable", "bomb", "missing_file", "unreadable"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission(tmp_path):
-    path = picture(tmp_path)
-    path.chmod(0)
-    with decode_step() as step:
-        (sample,) = step.process([sample_of(path)])
-    assert sample.failure.code == "unreadable"
+def test_a_file_without_permission():
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        path = picture(Path(name))
+        path.chmod(0)
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.seteuid(65534)  # root may read everything
+        try:
+            with pytest.raises(DecodeError, match="cannot be read: Permission denied") as caught:
+                read_file(str(path), max_pixels=100)
+        finally:
+            if is_root:
+                os.seteuid(0)
+    assert caught.value.code == "unreadable"
 
 
 def test_a_name_that_is_not_text(tmp_path):
@@ -189,6 +200,31 @@ def test_a_hang_is_final_and_leaves_no_process(tmp_path, monkeypatch):
     assert decoder.pid is None
 
 
+def test_a_hung_child_ends_without_its_parents_help(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATAGEN_FAULTS", json.dumps({"decode": {"hang_if_uri": "hang"}}))
+    child = _Child(DecodeOptions(timeout_s=0.2), SIZE)
+    child.send({"path": str(picture(tmp_path)), "uri": "hang"})
+    assert wait_until(lambda: is_gone(child.pid), 10)
+    assert "SIGALRM" in child.epitaph()
+    child.end()
+
+
+def test_an_interrupted_exchange_is_never_continued(tmp_path, monkeypatch):
+    decoder = DecoderProcess(DecodeOptions(), SIZE)
+    decoder.start()
+    first, large, small = decoder.pid, tmp_path / "large.png", picture(tmp_path)
+    large.write_bytes(encoded(quadrants(4000, 3000), "PNG"))
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    with pytest.raises(KeyboardInterrupt):
+        decoder.decode(str(large), "large")
+    signal.signal(signal.SIGALRM, previous)
+    outcome = decoder.decode(str(small), "small")
+    assert (outcome.decoded.width, outcome.decoded.height) == (64, 48)
+    assert decoder.pid != first
+    decoder.close()
+
+
 def test_teardown_ends_the_child(tmp_path):
     step = make_decode_step(Job(), SIZE)
     step.setup()
@@ -233,7 +269,7 @@ def test_a_child_that_cannot_start_is_the_machines_fault(monkeypatch):
 
 def test_a_child_that_breaks_at_the_start_says_why(monkeypatch):
     monkeypatch.setenv("PYTHONHOME", "/nowhere")
-    with pytest.raises(ClusterError, match="does not start.*exit status"):
+    with pytest.raises(ClusterError, match=r"does not start.*exit status"):
         DecodeStep(DecodeOptions(), SIZE).setup()
 
 

@@ -18,6 +18,9 @@ from datagen.perceive.prompts import encode_prompt
 from datagen.perceive.regions import image_masks
 from datagen.records import Prompt
 
+# Threads of several test workers on few cores wait for each other far longer than one thread computes.
+torch.set_num_threads(1)
+
 CASES = ["image_0_box", "image_0_points", "image_1_box", "image_1_points", "image_1_absent", "image_2_box", "image_2_points"]
 
 
@@ -38,7 +41,7 @@ def features(golden: Path, front_end: FrontEnd) -> dict[str, ImageFeatures]:
 
 def pixels(path: Path, size: int) -> torch.Tensor:
     with Image.open(path) as image:
-        return torch.from_numpy(np.asarray(image.convert("RGB").resize((size, size)))).unsqueeze(0)
+        return torch.from_numpy(np.array(image.convert("RGB").resize((size, size)))).unsqueeze(0)
 
 
 def read_case(golden: Path, name: str) -> dict:

@@ -1,0 +1,78 @@
+"""What the benchmarks share: a mid-size checkpoint with random weights, and prompted pictures."""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import sys
+from pathlib import Path
+
+import psutil
+
+from datagen.job import Job, parse_job
+from datagen.pam.tiny import build_random
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "samples"))
+
+from scenes import random_scene, render  # noqa: E402 (samples/ is no package)
+
+# Big enough that the model's work dominates on two CPU cores, small enough to finish in minutes.
+MID_LLM = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2}
+MID_SEGMENTER = {"image_size": 512, "image_encoder.trunk.embed_dim": 32, "image_encoder.neck.backbone_channel_list": [256, 128, 64, 32]}
+TASKS = ("label", "definition", "caption", "description")
+
+
+def mid_checkpoint(folder: Path) -> Path:
+    """A random PAM of about 50 M parameters at 512 px: 274 visual tokens a region."""
+    return build_random(folder / "mid", llm=MID_LLM, segmenter=MID_SEGMENTER)
+
+
+def make_pictures(folder: Path, count: int, regions: int) -> Path:
+    """A manifest of rendered pictures, each with `regions` boxes."""
+    folder.mkdir(parents=True)
+    rng = random.Random(0)
+    rows = []
+    for index in range(count):
+        scene = random_scene(index)
+        from PIL import Image
+
+        pixels = render(scene).pixels
+        Image.fromarray(pixels).save(folder / f"{index:03}.png")
+        height, width = pixels.shape[:2]
+        boxes = []
+        for _ in range(regions):
+            x, y = rng.uniform(0, width * 0.6), rng.uniform(0, height * 0.6)
+            boxes.append({"box": [x, y, x + rng.uniform(0.2, 0.4) * width, y + rng.uniform(0.2, 0.4) * height]})
+        rows.append({"uri": f"{index:03}.png", "prompts": boxes})
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("\n".join(json.dumps(row) for row in rows))
+    return manifest
+
+
+def mid_job(checkpoint: Path, manifest: Path, output: Path, max_tokens: int, max_num_seqs: int = 64) -> Job:
+    """Four tasks, every answer at most `max_tokens` long, in float32."""
+    return parse_job(
+        {
+            "name": "benchmark",
+            "model": {"checkpoint": str(checkpoint)},
+            "source": {"input": str(manifest)},
+            "output": str(output),
+            "perceive": {"batch_size": 2},
+            "describe": {
+                "tasks": list(TASKS),
+                "max_tokens": dict.fromkeys(TASKS, max_tokens),
+                "dtype": "float32",
+                "batch_size": 2,
+                "max_num_seqs": max_num_seqs,
+                "max_model_len": 1024,
+            },
+            "write": {"assets_per_part": 8},
+        }
+    )
+
+
+def machine() -> str:
+    """One line about where this ran."""
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores, {memory:.0f} GiB"

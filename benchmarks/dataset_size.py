@@ -1,0 +1,94 @@
+"""What a large dataset costs: finding out what is done (the start of every run), and `datagen check`.
+
+    python benchmarks/dataset_size.py --assets 1000000 --regions-every 100
+
+Writes a dataset of that many assets through the product's own write step into a temporary folder; every n-th asset has 8 regions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from datagen.assemble import region_row
+from datagen.check import check_dataset
+from datagen.job import Job, WriteOptions
+from datagen.records import Asset, Prompt, Region, Sample, Text, asset_id_of
+from datagen.write import RunRecord, Store, done_assets, open_store, prepare_output, publish_part, stage_part
+
+WIDTH, HEIGHT, REGIONS = 640, 480, 8
+
+
+def make_regions() -> list[Region]:
+    """Discs, so that their run lengths are about as many as those of real objects."""
+    ys, xs = np.mgrid[:HEIGHT, :WIDTH]
+    regions = []
+    for index in range(REGIONS):
+        radius = 40 + 20 * index
+        mask = ((xs - 320) ** 2 + (ys - 240) ** 2 < radius**2).astype(np.uint8)
+        rle = coco_mask.encode(np.asfortranarray(mask))
+        x, y, w, h = coco_mask.toBbox(rle)
+        text = {("label", "en"): Text("disc", -0.1, "stop", 1), ("caption", "en"): Text("A grey disc.", -0.2, "stop", 4)}
+        regions.append(
+            Region(
+                region_index=index,
+                prompt=Prompt(box=(x, y, x + w, y + h)),
+                mask={"size": [HEIGHT, WIDTH], "counts": rle["counts"].decode()},
+                box_xyxy=(x, y, x + w, y + h),
+                area_px=int(mask.sum()),
+                predicted_iou=0.9,
+                stability=0.9,
+                object_score=4.0,
+                texts=text,
+            )
+        )
+    return regions
+
+
+def write_dataset(store: Store, num_assets: int, regions_every: int) -> None:
+    options, regions = WriteOptions(), make_regions()
+    record = RunRecord.new(Job())
+    prepare_output(store, Job())
+    record.write(store, status="finished")
+    for start in range(0, num_assets, options.assets_per_part):
+        samples = []
+        for index in range(start, min(start + options.assets_per_part, num_assets)):
+            sample = Sample(index, Asset(asset_id_of(f"{index}.jpg"), f"{index}.jpg"), width=WIDTH, height=HEIGHT)
+            if index % regions_every == 0:
+                sample.regions = regions
+            samples.append(sample)
+        publish_part(store, stage_part(store, record.run_id, samples, options, region_row))
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--assets", type=int, default=100_000)
+    parser.add_argument("--regions-every", type=int, default=10, help="one asset in so many has 8 regions")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(folder)
+        started = time.monotonic()
+        write_dataset(store, arguments.assets, arguments.regions_every)
+        print(f"write        {time.monotonic() - started:8.1f} s   {arguments.assets / (time.monotonic() - started):10,.0f} assets/s")
+        before, started = peak_mib(), time.monotonic()
+        done = done_assets(store)
+        print(f"done_assets  {time.monotonic() - started:8.1f} s   {len(done):,} assets, peak memory +{peak_mib() - before:.0f} MiB")
+        before, started = peak_mib(), time.monotonic()
+        report = check_dataset(folder)
+        seconds = time.monotonic() - started
+        found = "sound" if report.ok else str(dict(report.by_code))
+        rate = f"{report.num_regions:,} regions ({report.num_regions / seconds:,.0f}/s)"
+        print(f"check        {seconds:8.1f} s   {report.num_parts:,} parts, {rate}, peak memory +{peak_mib() - before:.0f} MiB, {found}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Pipeline efficiency: output tokens/s of `datagen run` over output tokens/s of bare vLLM on the very same prompt embeddings.
+
+    python benchmarks/pipeline_efficiency.py
+
+Both in one run, one after the other, with the same engine settings, in float32. The job's time runs from its first decoded image to
+its last text; bare vLLM gets all embeddings at once, ready in memory, through `LLM.generate`. The goal is 0.85 on a CPU, where
+perceiving and decoding share the cores with the language model, and 0.95 on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import common
+import torch
+
+from datagen.decode.step import DecodeStep
+from datagen.describe.prompter import PamPrompter, asked_keys
+from datagen.job import Job, SourceOptions
+from datagen.pam.checkpoint import Checkpoint, resolve_model
+from datagen.pam.llm import load_tokenizer, prepare_llm, stop_token_ids
+from datagen.pam.projector import load_projector
+from datagen.pam.prompts import image_prompt, tokenize
+from datagen.perceive.pam import PamPerceiveStep
+from datagen.records import Sample
+from datagen.run import run_job
+from datagen.sources import open_source
+
+
+def make_embeddings(job: Job) -> tuple[Path, list[torch.Tensor], list[int]]:
+    """The language model's folder, every prompt of the job as embeddings (L, H) in the order of regions and tasks, and the stop ids."""
+    files = resolve_model(job.model)
+    checkpoint = Checkpoint(files.checkpoint)
+    llm = prepare_llm(checkpoint)
+    tokenizer = load_tokenizer(llm)
+    perceive = PamPerceiveStep(job.model, job.perceive)
+    perceive.setup()
+    decode = DecodeStep(job.decode, perceive.front_end.image_size)
+    decode.setup()
+    prompts = {key: tokenize(image_prompt(*key), tokenizer) for key in asked_keys(job.describe)}
+    prompter = PamPrompter(load_projector(checkpoint, len(tokenizer)), prompts, job.describe)
+    embeds = []
+    for index, asset in enumerate(open_source(SourceOptions(input=job.source.input))):
+        sample = perceive.process(decode.process([Sample(index, asset)]))[0]
+        for region in prompter.requests(sample, 0, len(sample.regions)):
+            embeds += [torch.as_tensor(request.embeds) for request in region.requests.values()]
+    decode.teardown()
+    return llm, embeds, list(stop_token_ids(Checkpoint(llm)))
+
+
+def bare_vllm(folder: Path, max_tokens: int, max_num_seqs: int) -> None:
+    """In a process of its own: generate from the saved embeddings, print tokens and seconds."""
+    import os
+
+    os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1"}
+    os.environ |= {"OMP_NUM_THREADS": str(os.cpu_count()), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    from vllm import LLM, SamplingParams
+
+    saved = torch.load(folder / "embeds.pt", weights_only=True)
+    cpu = {} if torch.cuda.is_available() else {"block_size": 32, "enforce_eager": True}
+    llm = LLM(
+        model=(folder / "llm").read_text(),
+        skip_tokenizer_init=True,
+        enable_prompt_embeds=True,
+        enable_prefix_caching=True,
+        dtype="float32",
+        max_num_seqs=max_num_seqs,
+        max_model_len=1024,
+        generation_config="vllm",
+        **cpu,
+    )
+    sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop_token_ids=saved["stop"], detokenize=False, logprobs=0)
+    warm = SamplingParams(max_tokens=2, temperature=0.0, detokenize=False)
+    llm.generate([{"prompt_embeds": torch.randn_like(saved["embeds"][0])}], warm, use_tqdm=False)
+    started = time.monotonic()
+    outputs = llm.generate([{"prompt_embeds": embed} for embed in saved["embeds"]], sampling, use_tqdm=False)
+    seconds = time.monotonic() - started
+    tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+    print(json.dumps({"tokens": tokens, "seconds": seconds}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--regions", type=int, default=8, help="per image")
+    parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--max-num-seqs", type=int, default=64)
+    parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.bare:
+        bare_vllm(arguments.bare, arguments.max_tokens, arguments.max_num_seqs)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        checkpoint = common.mid_checkpoint(folder)
+        manifest = common.make_pictures(folder / "in", arguments.images, arguments.regions)
+        job = common.mid_job(checkpoint, manifest, folder / "out", arguments.max_tokens, arguments.max_num_seqs)
+        print(f"{common.machine()}; {arguments.images} images x {arguments.regions} regions x 4 tasks", flush=True)
+
+        summary = run_job(job)
+        begin = summary.spans["decode"][0]
+        end = summary.spans["describe"][1]
+        ours = summary.usage["output_tokens"] / (end - begin)
+        cached = summary.usage["cached_tokens"] / summary.usage["prompt_tokens"]
+        print(f"datagen run: {summary.usage['output_tokens']} tokens in {end - begin:.1f} s = {ours:.1f} tokens/s; {cached:.0%} cached", flush=True)
+
+        llm, embeds, stop = make_embeddings(job)
+        torch.save({"embeds": embeds, "stop": stop}, folder / "embeds.pt")
+        (folder / "llm").write_text(str(llm))
+        sizes = ["--max-tokens", str(arguments.max_tokens), "--max-num-seqs", str(arguments.max_num_seqs)]
+        result = subprocess.run([sys.executable, __file__, "--bare", str(folder), *sizes], stdout=subprocess.PIPE, text=True, check=True)
+        bare = json.loads(result.stdout.strip().splitlines()[-1])
+        theirs = bare["tokens"] / bare["seconds"]
+        print(f"bare vLLM:   {bare['tokens']} tokens in {bare['seconds']:.1f} s = {theirs:.1f} tokens/s")
+        print(f"efficiency:  {ours / theirs:.2f}")
+
+
+if __name__ == "__main__":
+    main()

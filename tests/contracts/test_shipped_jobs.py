@@ -1,0 +1,26 @@
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from datagen.job import job_schema, load_job
+
+JOBS = sorted((Path(__file__).resolve().parents[2] / "pipelines").glob("*.yaml"))
+
+
+def test_the_jobs_that_the_documents_name_are_shipped():
+    assert {"demo.yaml", "image-regions.yaml"} <= {path.name for path in JOBS}
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_a_shipped_job_is_valid_and_says_what_comes_out(path):
+    job = load_job(path)
+    jsonschema.validate(yaml.safe_load(path.read_text()), job_schema())
+    assert job.name == path.stem
+    assert path.read_text().startswith("# "), "a job begins with a comment saying which dataset comes out"
+    assert "datagen run pipelines/" in path.read_text()
+
+
+def test_only_the_demo_uses_the_tiny_checkpoint():
+    assert {path.stem for path in JOBS if load_job(path).model.checkpoint == "tiny"} == {"demo"}

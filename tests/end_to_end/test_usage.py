@@ -1,0 +1,119 @@
+"""What stops a run at once, with exit code 2 and a message that says what to do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+FAKES = "perceive: {engine: fake}\ndescribe: {engine: fake}\nrun: {executor: inprocess}\n"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for shade in range(3):
+        Image.new("RGB", (40, 30), (80 * shade, 10, 10)).save(folder / f"{shade}.png")
+    return folder
+
+
+def datagen(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "datagen", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=120, check=False)
+
+
+def job(tmp_path: Path, text: str = FAKES) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("perceve: {}\n", ["unknown key `perceve`", "did you mean `perceive`"]),
+        ("perceive: {everything: {max_region: 3}}\n", ["`perceive.everything.max_region`", "did you mean `max_regions`"]),
+        ("write: {assets_per_part: many}\n", ["`write.assets_per_part`", "found 'many'"]),
+        ("describe: {tasks: [lable]}\n", ["`describe.tasks.0`", "'label'", "found 'lable'"]),
+        ("- a list\n", ["a job file is a mapping"]),
+        ("a: [\n", ["is not YAML"]),
+    ],
+)
+def test_a_wrong_job_file_is_explained(tmp_path: Path, photos: Path, text: str, words: list[str]) -> None:
+    result = datagen("run", job(tmp_path, text), "-i", photos, "-o", tmp_path / "out")
+    assert result.returncode == 2
+    assert all(word in " ".join(result.stderr.split()) for word in words), result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_weights_name_the_way_out(tmp_path: Path, photos: Path) -> None:
+    result = datagen("run", job(tmp_path, "{}"), "-i", photos, "-o", tmp_path / "out", "--model", tmp_path / "nowhere")
+    assert result.returncode == 2
+    assert "--model tiny" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_input_and_output_are_asked_for(tmp_path: Path, photos: Path) -> None:
+    assert "--input" in datagen("run", job(tmp_path), "-o", tmp_path / "out").stderr
+    assert "--output" in datagen("run", job(tmp_path), "-i", photos).stderr
+    gone = datagen("run", job(tmp_path), "-i", tmp_path / "gone", "-o", tmp_path / "out")
+    assert (gone.returncode, "gone" in gone.stderr) == (2, True)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path, photos: Path) -> None:
+    result = datagen("run", job(tmp_path), "-i", photos, "-o", photos)
+    assert result.returncode == 2
+    assert sorted(path.name for path in photos.iterdir()) == ["0.png", "1.png", "2.png"]
+
+
+def test_an_unwritable_output_is_said_so(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "file").write_text("I am a file")
+    result = datagen("run", job(tmp_path), "-i", photos, "-o", tmp_path / "file" / "out")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_option_shows_the_usage(tmp_path: Path) -> None:
+    result = datagen("run", job(tmp_path), "--inptu", "x")
+    assert result.returncode == 2
+    assert "--inptu" in result.stderr
+
+
+def test_too_many_failed_assets_exit_with_1(tmp_path: Path, photos: Path) -> None:
+    (photos / "bad.png").write_bytes(b"no picture")
+    arguments = ("-i", photos, "-o", tmp_path / "out", "--set", "run.max_failed_fraction=0.1")
+    result = datagen("run", job(tmp_path), *arguments)
+    assert result.returncode == 1
+    assert "1 not_an_image" in result.stdout
+
+
+def test_run_plan_check_and_stats_agree(tmp_path: Path, photos: Path) -> None:
+    import json
+
+    out, arguments = tmp_path / "out", ("-i", photos, "-o", tmp_path / "out", "--json")
+    planned = json.loads(datagen("plan", job(tmp_path), *arguments).stdout)
+    assert (planned["listed"], planned["done"], planned["left"]) == (3, 0, 3)
+    assert not out.exists()
+
+    assert json.loads(datagen("run", job(tmp_path), *arguments, "--limit", "2").stdout)["statuses"] == {"ok": 2}
+    assert json.loads(datagen("plan", job(tmp_path), *arguments).stdout)["left"] == 1
+    assert json.loads(datagen("run", job(tmp_path), *arguments).stdout)["done_before"] == 2
+    assert json.loads(datagen("check", out, "--json").stdout)["num_assets"] == 3
+    assert "not_an_image" not in datagen("stats", out).stdout
+
+    next(out.glob("regions/*.parquet")).unlink()
+    broken = datagen("check", out)
+    assert broken.returncode == 1
+    assert "violations" in broken.stdout
+
+
+def test_help_is_everywhere() -> None:
+    for command in ([], ["run"], ["plan"], ["check"], ["stats"], ["model"], ["model", "show"], ["model", "prepare"]):
+        result = datagen(*command, "--help")
+        assert result.returncode == 0
+        assert "Usage" in result.stdout

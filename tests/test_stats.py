@@ -1,0 +1,100 @@
+import json
+
+import pytest
+from corpora import make_sample, mixed_parts, write_dataset
+from rich.console import Console
+
+from datagen import stats
+from datagen.errors import SourceError
+from datagen.records import Text
+from datagen.stats import dataset_stats, render_stats
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_dataset(tmp_path, mixed_parts())
+    return tmp_path
+
+
+def text_of(found):
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render_stats(found))
+    return console.export_text()
+
+
+def test_counts(root):
+    found = dataset_stats(str(root))
+    assert (found["num_assets"], found["num_regions"], found["num_parts"]) == (9, 17, 3)
+    assert found["statuses"] == {"ok": 7, "empty": 1, "failed": 1}
+    assert found["failures"] == {"decode_truncated": 1}
+    assert found["dropped"] == {"box_nms": 9}
+    assert found["flags"] == {"truncated_caption_en": 17}
+    assert found["regions_per_asset"] == {"mean": 2.12, "p50": 2, "p90": 3, "max": 3}
+    assert found["labels"]["en"] == {"thing 0": 7, "thing 1": 7, "thing 2": 3}
+    assert found["labels"]["zh"] == {"东西": 17}
+    assert found["texts"]["caption_en"] == {"count": 17, "mean_characters": 19.0, "lengths": {"5-9": 17}, "finish": {"length": 17}}
+    assert set(found["texts"]) == {"label_en", "label_zh", "caption_en"}
+    json.dumps(found)
+
+
+def test_runs_have_rates(root):
+    (run,) = dataset_stats(str(root))["runs"]
+    assert run["status"] == "finished"
+    assert (run["assets"], run["regions"], run["seconds"]) == (4, 10, 2.0)
+    assert (run["assets_per_s"], run["regions_per_s"], run["output_tokens_per_s"]) == (2.0, 5.0, 25.0)
+    assert run["cached_share"] is None
+
+
+def test_uncommitted_regions_do_not_count(root):
+    next((root / "assets").iterdir()).unlink()
+    found = dataset_stats(str(root))
+    assert found["num_parts"] == 2
+    assert found["texts"]["label_en"]["count"] == found["num_regions"] < 17
+
+
+def test_labels_of_one_name_are_counted_together_and_few_are_listed(tmp_path):
+    sample = make_sample(0, num_regions=60)
+    for region in sample.regions:
+        region.texts[("label", "en")] = Text(
+            f"kind {region.region_index}" if region.region_index > 2 else [" Cat", "cat", "CAT "][region.region_index], 0, "stop", 1
+        )
+    write_dataset(tmp_path, [[sample]])
+    labels = dataset_stats(str(tmp_path))["labels"]["en"]
+    assert len(labels) == 20
+    assert labels["cat"] == 3
+
+
+def test_rare_labels_are_forgotten_before_memory_is(root, monkeypatch):
+    monkeypatch.setattr(stats, "_LABELS_KEPT", 2)
+    found = dataset_stats(str(root))
+    assert found["labels_approximate"] is True
+    assert len(found["labels"]["en"]) <= 2
+
+
+def test_an_empty_dataset_has_stats_too(tmp_path):
+    write_dataset(tmp_path, [])
+    found = dataset_stats(str(tmp_path))
+    assert (found["num_assets"], found["num_regions"], found["regions_per_asset"]) == (0, 0, {})
+    assert "assets" in text_of(found)
+
+
+def test_the_tables_show_the_numbers(root):
+    shown = text_of(dataset_stats(str(root)))
+    for word in ("decode_truncated", "box_nms", "东西", "Length of caption_en, words", "25.0", "finished", "█"):
+        assert word in shown
+
+
+def test_brackets_in_texts_are_no_markup(tmp_path):
+    sample = make_sample(0, num_regions=1)
+    sample.regions[0].texts[("label", "en")] = Text("[red]stop[/red] [/x]", 0, "stop", 1)
+    write_dataset(tmp_path / "[bold]", [[sample]])
+    shown = text_of(dataset_stats(str(tmp_path / "[bold]")))
+    assert "[red]stop[/red] [/x]" in shown
+    assert "[bold]" in shown
+
+
+def test_what_cannot_be_read_is_an_error(root, tmp_path):
+    path = next((root / "regions").iterdir())
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(SourceError, match=f"{path.name} cannot be read.*datagen check"):
+        dataset_stats(str(root))

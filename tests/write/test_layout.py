@@ -1,0 +1,100 @@
+import json
+
+import pytest
+import yaml
+from corpora import fake_job, mixed_parts, write_dataset
+
+from datagen import __version__
+from datagen.errors import SourceError, WriteError
+from datagen.write import RunRecord, open_dataset, open_store, prepare_output, run_records, weight_hashes, write_card
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(str(tmp_path))
+
+
+def test_the_marker_is_written_once(store):
+    prepare_output(store, fake_job())
+    first = store.read("_datagen/dataset.json")
+    prepare_output(store, fake_job(name="another"))
+    assert store.read("_datagen/dataset.json") == first
+    assert json.loads(first)["schemas"] == {"assets": 1, "regions": 1}
+
+
+def test_a_dataset_of_another_format_is_refused(store):
+    marker = {"format": 2, "schemas": {"assets": 7, "regions": 7}, "created_by": "datagen 9.9"}
+    store.write("_datagen/dataset.json", json.dumps(marker).encode())
+    with pytest.raises(WriteError, match=r"format 2 .*datagen 9\.9"):
+        prepare_output(store, fake_job())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}"])
+def test_a_damaged_marker_is_refused(store, content):
+    store.write("_datagen/dataset.json", content)
+    with pytest.raises(WriteError, match="damaged"):
+        prepare_output(store, fake_job())
+
+
+def test_what_is_no_dataset_cannot_be_opened(tmp_path):
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(SourceError, match="no datagen dataset"):
+            open_dataset(str(place))
+
+
+def test_a_run_record_says_how_the_rows_were_made(store):
+    job = fake_job(run={"seed": 7})
+    record = RunRecord.new(job)
+    record.model = {"checkpoint": "tiny", "sha256": {"model.safetensors": "00"}}
+    record.prompts = {"label": {"zh": "请描述"}}
+    record.write(store, status="running")
+    (running,) = run_records(store)
+    assert (running["status"], running["finished_at"], running["summary"]) == ("running", None, {})
+
+    record.write(store, status="finished", summary={"seconds": 1.5, "statuses": {"ok": 3}})
+    (found,) = run_records(store)
+    assert found["run_id"] == record.run_id
+    assert found["status"] == "finished"
+    assert found["started_at"] <= found["finished_at"]
+    assert found["summary"] == {"seconds": 1.5, "statuses": {"ok": 3}}
+    assert found["job"] == job.model_dump(mode="json")
+    assert (found["job_hash"], found["seed"]) == (job.hash(), 7)
+    assert found["packages"]["datagen"] == __version__
+    assert {"python", "torch", "pyarrow", "ray"} <= found["packages"].keys()
+    assert found["hardware"]["num_cpus"] >= 1
+    assert found["prompts"] == {"label": {"zh": "请描述"}}
+
+
+def test_runs_have_different_ids_in_the_order_of_time(store):
+    records = [RunRecord.new(fake_job()) for _ in range(3)]
+    assert len({record.run_id for record in records}) == 3
+    assert [r.run_id[:15] for r in records] == sorted(r.run_id[:15] for r in records)
+
+
+def test_a_damaged_run_record_is_named(store):
+    store.write("_datagen/runs/x.json", b"{")
+    with pytest.raises(SourceError, match=r"runs/x\.json is damaged"):
+        list(run_records(store))
+
+
+def test_weight_hashes_are_those_of_the_files(tmp_path):
+    (tmp_path / "w.bin").write_bytes(b"abc")
+    assert weight_hashes([tmp_path / "w.bin"]) == {"w.bin": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
+
+
+def test_the_card_tells_what_is_there(tmp_path):
+    store = write_dataset(tmp_path, mixed_parts())
+    write_card(store, fake_job(describe={"engine": "fake", "languages": ["en", "zh"]}))
+    _, front_matter, body = store.read("README.md").decode().split("---\n", 2)
+    card = yaml.safe_load(front_matter)
+    assert card["language"] == ["en", "zh"]
+    assert card["size_categories"] == ["n<1K"]
+    assert [config["config_name"] for config in card["configs"]] == ["regions", "assets"]
+    for line in ("| assets | 9 |", "| · failed | 1 |", "| regions | 17 |", "| parts | 3 |", "`caption_zh`"):
+        assert line in body
+
+
+def test_the_card_of_nothing_names_no_files(store):
+    prepare_output(store, fake_job())
+    write_card(store, fake_job())
+    assert yaml.safe_load(store.read("README.md").decode().split("---\n")[1])["configs"] == []
