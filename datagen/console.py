@@ -166,7 +166,7 @@ def print_check(console: Console, report: CheckReport) -> None:
     if total > SHOWN:
         console.print(f"... {total - SHOWN} more; --json lists them")
     verdict = f"[red]{total} violations[/red]" if total else "[green]every invariant holds[/green]"
-    console.print(f"{verdict}: {report.num_assets} assets and {report.num_regions} regions in {report.num_parts} parts of {report.dataset}")
+    console.print(f"{verdict}: {report.num_assets} assets and {report.num_regions} regions in {report.num_parts} parts", soft_wrap=True)
 
 
 def print_plan(console: Console, plan: dict[str, Any]) -> None:
