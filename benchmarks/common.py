@@ -6,16 +6,19 @@ import json
 import platform
 import random
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from PIL import Image
 
 from datagen.job import Job, parse_job
 from datagen.pam.tiny import build_random
+from datagen.run import run_job
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "samples"))
 
-from scenes import random_scene, render  # noqa: E402 (samples/ is no package)
+from scenes import BACKGROUNDS, random_scene, render
 
 # Big enough that the model's work dominates on two CPU cores, small enough to finish in minutes.
 MID_LLM = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2}
@@ -34,9 +37,7 @@ def make_pictures(folder: Path, count: int, regions: int) -> Path:
     rng = random.Random(0)
     rows = []
     for index in range(count):
-        scene = random_scene(index)
-        from PIL import Image
-
+        scene = random_scene(480, 360, num_shapes=5, background=BACKGROUNDS[index % len(BACKGROUNDS)], seed=index)
         pixels = render(scene).pixels
         Image.fromarray(pixels).save(folder / f"{index:03}.png")
         height, width = pixels.shape[:2]
@@ -70,6 +71,39 @@ def mid_job(checkpoint: Path, manifest: Path, output: Path, max_tokens: int, max
             "write": {"assets_per_part": 8},
         }
     )
+
+
+def steady_rates(checkpoint: Path, folder: Path, images: int, regions: int, max_tokens: int, max_num_seqs: int = 64) -> Rates:
+    """What more pictures cost: a job of `images` pictures and one of three times as many, and the difference between the two.
+
+    Loading the engine takes half a minute, in which the first pictures are already perceived; in the difference that cancels.
+    Returns rates per second, and the last job, whose input and output stay in `folder`.
+    """
+    results = []
+    for count in (images, 3 * images):
+        manifest = make_pictures(folder / f"in-{count}", count, regions)
+        job = mid_job(checkpoint, manifest, folder / f"out-{count}", max_tokens, max_num_seqs)
+        summary = run_job(job)
+        seconds = max(end for _, end in summary.spans.values()) - min(begin for begin, _ in summary.spans.values())
+        results.append((job, summary, seconds))
+    (_, small, first), (job, large, second) = results
+    tokens = large.usage["output_tokens"] - small.usage["output_tokens"]
+    seconds, more = second - first, large.regions - small.regions
+    cached = large.usage["cached_tokens"] / large.usage["prompt_tokens"]
+    print(
+        f"datagen:    {more} regions, {tokens} tokens in {seconds:.1f} s more ({first:.1f} -> {second:.1f} s); {cached:.0%} cached",
+        flush=True,
+    )
+    return Rates(more / seconds, tokens / seconds, job)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Regions and output tokens per second, and the job that was run last."""
+
+    regions: float
+    tokens: float
+    job: Job
 
 
 def machine() -> str:

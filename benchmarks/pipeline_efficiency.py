@@ -2,9 +2,9 @@
 
     python benchmarks/pipeline_efficiency.py
 
-Both in one run, one after the other, with the same engine settings, in float32. The job's time runs from its first decoded image to
-its last text; bare vLLM gets all embeddings at once, ready in memory, through `LLM.generate`. The goal is 0.85 on a CPU, where
-perceiving and decoding share the cores with the language model, and 0.95 on a GPU.
+Both in one run, one after the other, with the same engine settings, in float32. The job's rate is what three times as many pictures
+cost more (common.steady_rates); bare vLLM gets all embeddings at once, ready in memory, through `LLM.generate`. The goal is 0.85 on
+a CPU, where perceiving and decoding share the cores with the language model, and 0.95 on a GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from datagen.pam.projector import load_projector
 from datagen.pam.prompts import image_prompt, tokenize
 from datagen.perceive.pam import PamPerceiveStep
 from datagen.records import Sample
-from datagen.run import run_job
 from datagen.sources import open_source
 
 
@@ -87,7 +86,7 @@ def bare_vllm(folder: Path, max_tokens: int, max_num_seqs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--regions", type=int, default=8, help="per image")
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--max-num-seqs", type=int, default=64)
@@ -99,29 +98,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = common.mid_checkpoint(folder)
-        manifest = common.make_pictures(folder / "in", arguments.images, arguments.regions)
-        job = common.mid_job(checkpoint, manifest, folder / "out", arguments.max_tokens, arguments.max_num_seqs)
-        print(f"{common.machine()}; {arguments.images} images x {arguments.regions} regions x 4 tasks", flush=True)
-
-        summary = run_job(job)
-        begin = summary.spans["decode"][0]
-        end = summary.spans["describe"][1]
-        ours = summary.usage["output_tokens"] / (end - begin)
-        cached = summary.usage["cached_tokens"] / summary.usage["prompt_tokens"]
         print(
-            f"datagen run: {summary.usage['output_tokens']} tokens in {end - begin:.1f} s = {ours:.1f} tokens/s; {cached:.0%} cached",
-            flush=True,
+            f"{common.machine()}; {arguments.images} and {3 * arguments.images} images x {arguments.regions} regions x 4 tasks", flush=True
         )
+        ours = common.steady_rates(checkpoint, folder, arguments.images, arguments.regions, arguments.max_tokens, arguments.max_num_seqs)
 
-        llm, embeds, stop = make_embeddings(job)
+        llm, embeds, stop = make_embeddings(ours.job)
         torch.save({"embeds": embeds, "stop": stop}, folder / "embeds.pt")
         (folder / "llm").write_text(str(llm))
         sizes = ["--max-tokens", str(arguments.max_tokens), "--max-num-seqs", str(arguments.max_num_seqs)]
         result = subprocess.run([sys.executable, __file__, "--bare", str(folder), *sizes], stdout=subprocess.PIPE, text=True, check=True)
         bare = json.loads(result.stdout.strip().splitlines()[-1])
         theirs = bare["tokens"] / bare["seconds"]
-        print(f"bare vLLM:   {bare['tokens']} tokens in {bare['seconds']:.1f} s = {theirs:.1f} tokens/s")
-        print(f"efficiency:  {ours / theirs:.2f}")
+        print(f"bare vLLM:  {bare['tokens']} tokens in {bare['seconds']:.1f} s")
+        print(f"datagen {ours.tokens:.1f} tokens/s, bare vLLM {theirs:.1f} tokens/s: efficiency {ours.tokens / theirs:.2f}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import common
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
@@ -29,7 +30,6 @@ from datagen.pam.projector import load_projector
 from datagen.pam.prompts import image_prompt, tokenize
 from datagen.perceive.prompts import encode_prompt
 from datagen.records import Prompt
-from datagen.run import run_job
 
 
 class ReferenceLoop:
@@ -53,8 +53,6 @@ class ReferenceLoop:
             width, height = image.size
             size = self.front_end.image_size
             pixels = to_rgb(image).resize((size, size))
-        import numpy as np
-
         features = self.front_end.encode(torch.from_numpy(np.asarray(pixels)[None].copy()))
         encoded = encode_prompt(prompt, width, height, size)
         points, labels = torch.from_numpy(encoded.points)[None], torch.from_numpy(encoded.labels)[None]
@@ -82,18 +80,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = common.mid_checkpoint(folder)
-        manifest = common.make_pictures(folder / "in", arguments.images, arguments.regions)
         parameters = sum(torch.Size(shape).numel() for shape in Checkpoint(checkpoint).shapes.values())
         print(f"{common.machine()}; {parameters / 1e6:.0f} M parameters without SAM 2, {arguments.regions} regions per image, 4 tasks")
 
-        summary = run_job(common.mid_job(checkpoint, manifest, folder / "out", arguments.max_tokens))
-        spans = summary.spans
-        seconds = max(end for _, end in spans.values()) - spans["decode"][0]
-        ours = summary.regions / seconds
-        print(f"datagen:   {summary.regions} regions in {seconds:.1f} s = {ours:.3f} regions/s ({summary.usage['output_tokens']} tokens)")
-
-        rows = pq.read_table(folder / "out" / "regions").to_pylist()
-        assets = {row["asset_id"]: row["uri"] for row in pq.read_table(folder / "out" / "assets").to_pylist()}
+        ours = common.steady_rates(checkpoint, folder, arguments.images, arguments.regions, arguments.max_tokens)
+        output = Path(ours.job.output or "")
+        rows = pq.read_table(output / "regions").to_pylist()
+        assets = {row["asset_id"]: row["uri"] for row in pq.read_table(output / "assets").to_pylist()}
         loop = ReferenceLoop(checkpoint, arguments.max_tokens)
         same, started = 0, time.monotonic()
         step = max(1, len(rows) // arguments.reference_regions)
@@ -107,7 +100,7 @@ def main() -> None:
             same += text == row["caption_en"]
         theirs = len(chosen) / seconds
         print(f"reference: {len(chosen)} regions in {seconds:.1f} s = {theirs:.3f} regions/s; same caption in {same} of {len(chosen)}")
-        print(f"ratio:     {ours / theirs:.1f}x")
+        print(f"datagen {ours.regions:.3f} regions/s, reference {theirs:.3f} regions/s: ratio {ours.regions / theirs:.1f}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ class PamPerceiveStep:
 
     def process(self, samples: list[Sample]) -> list[Sample]:
         """Perceive a batch, in place. Failed samples pass through; a sample that fails here becomes a failed one."""
-        ready = [sample for sample in samples if sample.failure is None]
+        # Decode keeps no pixels of a picture too thin to hold anything: it ends as empty.
+        ready = [sample for sample in samples if sample.failure is None and (sample.pixels is not None or sample.asset.prompts)]
         ready = [sample for sample in ready if self._prompts_make_sense(sample)]
         for start in range(0, len(ready), self.options.batch_size):
             self._perceive(ready[start : start + self.options.batch_size])

@@ -63,7 +63,7 @@ def test_the_tables_open_in_the_usual_readers(summary: dict, corpus: Path) -> No
     asset = pandas.read_parquet(corpus / "assets").set_index("asset_id").loc[first["asset_id"]]
     assert (height, width) == (asset["height"], asset["width"])
     joined = f"SELECT count(*) FROM '{corpus}/assets/*.parquet' JOIN '{corpus}/regions/*.parquet' USING (part_id, asset_id)"
-    assert duckdb.sql(joined).fetchone() == (summary["regions"],)
+    assert duckdb.sql(joined).fetchall() == [(summary["regions"],)]
 
 
 def test_the_run_record_says_where_the_rows_come_from(summary: dict, corpus: Path) -> None:
