@@ -99,11 +99,9 @@ class VideoInfo:
     truncated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One frame of a video. frame_index: its number in the video, from 0. timestamp_s: when it appears, seconds after the first frame.
-
-    pixels: (S, S, 3) uint8 RGB, resized for the model as an image is.
+class DecodedFrame(NamedTuple):
+    """One frame as it comes out of a video. frame_index: its number in the whole video, from 0; timestamp_s: when it appears,
+    seconds after the video's first frame. pixels: (S, S, 3) uint8 RGB, resized for the model as an image is.
     """
 
     frame_index: int

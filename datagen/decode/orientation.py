@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
-import numpy as np
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideData
 from av.video.frame import VideoFrame
 from PIL import Image
 
@@ -40,10 +40,10 @@ _ORIENTATIONS = {
 
 def orientation_of(frame: VideoFrame) -> Orientation:
     """The frame's orientation; a rotation by other than a multiple of 90 degrees counts as the nearest one."""
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
-    if data is None:
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(data, SideData):
         return _ORIENTATIONS[1, 0, 0, 1]
-    a, b, _, c, d = (int(value) for value in np.frombuffer(data, dtype=np.int32)[:5])
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(data))
     straight = abs(a) + abs(d) >= abs(b) + abs(c)
     signs = (_sign(a), 0, 0, _sign(d)) if straight else (0, _sign(b), _sign(c), 0)
     return _ORIENTATIONS.get(signs, _ORIENTATIONS[1, 0, 0, 1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -67,8 +68,8 @@ class _Detector:
         # Suppressing reports a cut at its frame; merging would report it later, when the next clip has begun.
         suppress = FlashFilter.Mode.SUPPRESS
         self._detector = ContentDetector(options.shot_threshold, options.min_shot_s, filter_mode=suppress)
-        self._rate = Fraction(fps).limit_denominator(1_000_000) or Fraction(25)
-        self._timecode = lambda second: FrameTimecode(Timecode(round(second / _MICROSECOND), _MICROSECOND), self._rate)
+        rate = Fraction(fps).limit_denominator(1_000_000) or Fraction(25)
+        self._timecode: Callable[[float], Any] = lambda second: FrameTimecode(Timecode(round(second / _MICROSECOND), _MICROSECOND), rate)
 
     def __call__(self, timestamp_s: float, picture: np.ndarray) -> bool:
         """Whether a new shot begins with this frame; picture: (H, W, 3) uint8 BGR."""

@@ -10,8 +10,6 @@ Runs in the decoding child (worker.py): the bytes may be hostile. In other proce
 from __future__ import annotations
 
 import math
-import os
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -26,11 +24,12 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from datagen.decode.containers import DEMUXERS, container_of
+from datagen.decode.files import check_file
 from datagen.decode.orientation import orientation_of
 from datagen.decode.packets import TOLERANCE_S, has_no_presentation_times, read_timetable
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions
-from datagen.records import Frame, VideoInfo
+from datagen.records import DecodedFrame, VideoInfo
 
 _KEYS_TRIED = 3
 
@@ -41,7 +40,9 @@ def probe_video(path: str, options: DecodeOptions | None = None) -> VideoInfo:
         return video.info
 
 
-def read_frames(path: str, options: DecodeOptions, image_size: int, start_s: float = 0.0, end_s: float | None = None) -> Iterator[Frame]:
+def read_frames(
+    path: str, options: DecodeOptions, image_size: int, start_s: float = 0.0, end_s: float | None = None
+) -> Iterator[DecodedFrame]:
     """The sampled frames of a part of a video (see VideoFile.sampled), as the model wants them. Raises DecodeError as VideoFile does."""
     with VideoFile(path, options) as video:
         for shown in video.sampled(start_s, end_s):
@@ -50,7 +51,7 @@ def read_frames(path: str, options: DecodeOptions, image_size: int, start_s: flo
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A decoded frame, not yet converted; frame_index and timestamp_s as in records.Frame."""
+    """A decoded frame, not yet converted; frame_index and timestamp_s as in records.DecodedFrame."""
 
     frame_index: int
     timestamp_s: float
@@ -69,7 +70,8 @@ class VideoFile:
     """
 
     def __init__(self, path: str, options: DecodeOptions, alive: Callable[[], None] = lambda: None) -> None:
-        _check_file(path)
+        if check_file(path).st_size == 0:
+            raise DecodeError("the file is empty (0 bytes)", code="empty_file")
         self._path = path
         self._options = options
         self._alive = alive
@@ -81,6 +83,9 @@ class VideoFile:
             self.timetable = read_timetable(self._container, self._stream, alive)
             if not self.timetable.times:
                 raise self._unusable("no_frames", "it holds no frame")
+            self._decoder: Iterator[VideoFrame] = iter(())
+            self._ahead: Shown | None = None
+            self._last_index = -1
             self._restart()
             self.info = self._measured()
         except BaseException:
@@ -128,13 +133,13 @@ class VideoFile:
         """Let the next read begin with the frame that was read last."""
         self._ahead = shown
 
-    def frame(self, shown: Shown, image_size: int) -> Frame:
+    def frame(self, shown: Shown, image_size: int) -> DecodedFrame:
         """The frame in RGB, turned for display, resized to (image_size, image_size), bicubic: the model's preprocessing, as for images."""
         rgb = self._converter.reformat(shown.picture, format="rgb24", threads=1).to_ndarray()
         turn = orientation_of(shown.picture).turn
         image = Image.fromarray(rgb)
         resized = (image if turn is None else image.transpose(turn)).resize((image_size, image_size), Image.Resampling.BICUBIC)
-        return Frame(shown.frame_index, shown.timestamp_s, np.asarray(resized))
+        return DecodedFrame(shown.frame_index, shown.timestamp_s, np.asarray(resized))
 
     def small(self, shown: Shown, width: int) -> np.ndarray:
         """The frame about `width` px wide, not turned, (H, W, 3) uint8 BGR: enough to see a shot change."""
@@ -178,8 +183,7 @@ class VideoFile:
         self._container.close()
         self._container, self._stream = self._opened()
         self._decoder = self._decoded()
-        self._ahead: Shown | None = None
-        self._last_index = -1
+        self._ahead, self._last_index = None, -1
 
     def _peek(self) -> Shown | None:
         self._ahead = self._next()
@@ -237,7 +241,9 @@ class VideoFile:
         streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
         if not streams:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
-            raise DecodeError(f"the {self._claimed or container.format.name} file has no video stream; it has {kinds}", code="no_video_stream")
+            raise DecodeError(
+                f"the {self._claimed or container.format.name} file has no video stream; it has {kinds}", code="no_video_stream"
+            )
         best = container.streams.best("video")
         stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
         context = stream.codec_context
@@ -284,18 +290,3 @@ class VideoFile:
         if self._is_cut:
             return DecodeError(f"the video ends too early, and nothing of it can be read: {what}", code="truncated")
         return DecodeError(f"the video cannot be used: {what}", code=code)
-
-
-def _check_file(path: str) -> None:
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise DecodeError(f"{path!r} is not a regular file", code="unreadable")
-        with open(path, "rb"):
-            pass
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DecodeError(f"there is no file {path!r}", code="missing_file") from error
-    except OSError as error:
-        raise DecodeError(f"{path!r} cannot be read: {error.strerror}", code="unreadable") from error
-    if status.st_size == 0:
-        raise DecodeError("the file is empty (0 bytes)", code="empty_file")
