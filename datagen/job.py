@@ -64,15 +64,23 @@ class SourceOptions(Options):
     media_root: str | None = Field(
         None, description="folder that relative URIs of a manifest or COCO file start from; left out: beside that file"
     )
+    media: Literal["image", "video"] = Field("image", description="what is listed from a folder; the other kind is skipped and counted")
     coco_prompt: Literal["box", "mask"] = Field("box", description="which part of a COCO annotation becomes the prompt")
     reprocess_changed: bool = Field(False, description="count a file whose size or time changed as a new asset")
 
 
 class DecodeOptions(Options):
-    """Images to pixels, in a child process that may die or hang without harm."""
+    """Images and videos to pixels, in a child process that may die or hang without harm."""
 
-    max_pixels: Positive = Field(178_956_970, description="more pixels than this is a decompression bomb")
-    timeout_s: float = Field(60.0, gt=0, description="one asset's decoding may take this long, seconds")
+    max_pixels: Positive = Field(178_956_970, description="more pixels than this, in an image or a frame, is a decompression bomb")
+    timeout_s: float = Field(60.0, gt=0, description="an image, or the next frame of a video, may take this long, seconds")
+    fps: float | None = Field(None, gt=0, le=1000, description="frames sampled per second of video; left out: every frame")
+    max_clip_s: float = Field(30.0, ge=0.1, description="a video is cut into clips of at most this length, seconds")
+    shots: bool = Field(False, description="cut a video where the shot changes, too")
+    shot_threshold: float = Field(27.0, gt=0, le=255, description="a shot changes where consecutive frames differ by this much in HSV")
+    min_shot_s: float = Field(0.6, ge=0, description="no cut within this time after a cut, seconds")
+    prefetch_frames: Positive = Field(8, description="frames decoded ahead while the model works on earlier ones")
+    video_threads: Positive = Field(2, description="threads of a video's decoder")
     batch_size: Positive = Field(16, description="assets per call")
     pool: Pool = Pool()
 

@@ -39,6 +39,9 @@ class Prompt:
     labels: list[int] = field(default_factory=list)
     mask: RLE | None = None
     source: str = "manifest"
+    frame_index: int | None = None
+    time_s: float | None = None
+    object_id: int | None = None
 
     @property
     def type(self) -> str:
@@ -74,6 +77,45 @@ class Asset:
 def asset_id_of(uri: str, version: str = "") -> str:
     """The id of an asset: 20 hex digits of the SHA-256 of its URI (and of its version, when changed files count as new)."""
     return hashlib.sha256(f"{uri}\n{version}".encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a video is, measured on its packets and its first frame rather than believed from its header.
+
+    width, height: px as displayed, after rotation; non-square pixels are not stretched. rotation: degrees clockwise (0, 90, 180,
+    270) that stored frames are turned for display. fps: average, num_frames / duration_s (0.0 when the duration is 0).
+    duration_s: from the first frame's appearance to the last one's end. num_frames: frames in the file; damaged ones may not
+    decode. codec: FFmpeg's name, such as `h264`. truncated: the file ends before what it announces.
+    """
+
+    width: int
+    height: int
+    fps: float
+    duration_s: float
+    num_frames: int
+    rotation: int
+    codec: str
+    truncated: bool
+
+
+class DecodedFrame(NamedTuple):
+    """One frame as it comes out of a video. frame_index: its number in the whole video, from 0; timestamp_s: when it appears,
+    seconds after the video's first frame. pixels: (S, S, 3) uint8 RGB, resized for the model as an image is.
+    """
+
+    frame_index: int
+    timestamp_s: float
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSpan:
+    """A part of a video, [start_s, end_s) in seconds after its first frame. Both ends lie where a frame begins, or at the video's end."""
+
+    clip_index: int
+    start_s: float
+    end_s: float
 
 
 @dataclass(slots=True)

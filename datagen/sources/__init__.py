@@ -13,13 +13,13 @@ from datagen.job import SourceOptions
 from datagen.records import Asset
 
 MANIFEST_SUFFIXES = (".parquet", ".jsonl", ".csv")
-_ALLOWED = "a folder of images, a manifest (.parquet, .jsonl, .csv) or a COCO .json file"
+_ALLOWED = "a folder of images or videos, a manifest (.parquet, .jsonl, .csv) or a COCO .json file"
 
 
 class Source(Protocol):
     """Assets in a deterministic order. Iterating again lists again; every entry of a manifest becomes exactly one asset.
 
-    skipped: what the latest listing left out, by kind (such as `video`, `other file`, `unreadable folder`), as counts.
+    skipped: what the latest listing left out, by kind (such as `video` or `image`, `other file`, `unreadable folder`), as counts.
     """
 
     skipped: Counter[str]
@@ -39,7 +39,7 @@ def open_source(options: SourceOptions) -> Source:
     if kind == "folder":
         from datagen.sources.folder import FolderSource
 
-        return FolderSource(options.input, reprocess_changed=options.reprocess_changed)
+        return FolderSource(options.input, options.media, reprocess_changed=options.reprocess_changed)
     if kind == "manifest":
         from datagen.sources.manifest import ManifestSource
 

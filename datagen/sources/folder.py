@@ -1,10 +1,11 @@
-"""A folder, recursively: every file with an image extension, in the order of names."""
+"""A folder, recursively: every file with an image extension (or a video extension), in the order of names."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Iterator
+from typing import Literal
 
 from datagen.errors import SourceError
 from datagen.records import Asset, asset_id_of
@@ -12,32 +13,33 @@ from datagen.sources.uris import media_type_of, uri_of_path, version_of_path
 
 
 class FolderSource:
-    """Images below `folder`, sorted by name within each folder; one folder's entries are in memory at a time.
+    """Images or videos below `folder`, sorted by name within each folder; one folder's entries are in memory at a time.
 
     A link to a folder inside the tree is not followed (its files are listed where they are); a folder outside is listed once.
     """
 
-    def __init__(self, folder: str, *, reprocess_changed: bool = False) -> None:
+    def __init__(self, folder: str, media: Literal["image", "video"] = "image", *, reprocess_changed: bool = False) -> None:
         if not os.path.isdir(folder):
             raise SourceError(f"{folder} is not a folder; for a manifest or a COCO file leave `source.kind` at auto")
+        self.media = media
         self.folder = os.path.abspath(folder)
         self.reprocess_changed = reprocess_changed
         self.skipped: Counter[str] = Counter()
 
     def describe(self) -> str:
         """One line for a person."""
-        return f"images in the folder {self.folder}"
+        return f"{self.media}s in the folder {self.folder}"
 
     def __iter__(self) -> Iterator[Asset]:
-        """Stream the images. Raises SourceError when the folder itself cannot be listed; sub-folders are counted and skipped."""
+        """Stream the assets. Raises SourceError when the folder itself cannot be listed; sub-folders are counted and skipped."""
         self.skipped.clear()
         for path in self._files():
             media_type = media_type_of(path)
-            if media_type == "image":
+            if media_type == self.media:
                 uri = uri_of_path(path)
-                yield Asset(asset_id_of(uri, version_of_path(path) if self.reprocess_changed else ""), uri)
+                yield Asset(asset_id_of(uri, version_of_path(path) if self.reprocess_changed else ""), uri, self.media)
             else:
-                self.skipped["video" if media_type == "video" else "other file"] += 1
+                self.skipped["other file" if media_type == "other" else media_type] += 1
 
     def _files(self) -> Iterator[str]:
         root = os.path.realpath(self.folder)

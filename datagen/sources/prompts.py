@@ -9,14 +9,16 @@ from typing import Any
 from datagen.records import RLE, Prompt
 from datagen.sources.rle import is_number, parse_rle
 
-_KEYS = ("box", "points", "labels", "mask")
+_KEYS = ("box", "points", "labels", "mask", "frame", "time_s", "object_id")
 _ALLOWED = "{box: [x1, y1, x2, y2]}, {points: [[x, y], ...], labels: [1, 0, ...]}, {mask: {size, counts}} or several of these keys together"
+_VIDEO_ONLY = ("frame", "time_s", "object_id")
 
 
-def parse_prompts(value: Any) -> list[Prompt] | None:
+def parse_prompts(value: Any, media_type: str = "image") -> list[Prompt] | None:
     """The prompts of one manifest row: a list of mappings, or the same as JSON text. None or an empty list means: find everything.
 
-    Coordinates are kept as floats as they are; whether they lie in the picture is known once it is decoded.
+    A video's prompt may name its frame by `frame` (number in the video, from 0) or `time_s` (seconds after the first frame; neither
+    means the first frame), and its object by `object_id` (prompts with the same one refine one object). Coordinates are kept as floats as they are; whether they lie in the picture is known once it is decoded.
     Raises ValueError naming the prompt and what is wrong with it.
     """
     if isinstance(value, str):
@@ -28,26 +30,34 @@ def parse_prompts(value: Any) -> list[Prompt] | None:
     prompts = []
     for index, item in enumerate(value):
         try:
-            prompts.append(parse_prompt(item))
+            prompts.append(parse_prompt(item, media_type))
         except ValueError as error:
             raise ValueError(f"prompt {index}: {error}") from error
     return prompts
 
 
-def parse_prompt(item: Any) -> Prompt:
-    """One prompt from a mapping with the keys box, points, labels, mask. Raises ValueError."""
+def parse_prompt(item: Any, media_type: str = "image") -> Prompt:
+    """One prompt from a mapping with the keys box, points, labels, mask, and for a video frame, time_s, object_id. Raises ValueError."""
     if not isinstance(item, Mapping):
         raise ValueError(f"found {item!r:.80}; allowed: {_ALLOWED}")
     given = {key: value for key, value in item.items() if value is not None}
     unknown = sorted(map(str, set(given) - set(_KEYS)))
     if unknown:
         raise ValueError(f"unknown key {', '.join(unknown)}; allowed: {', '.join(_KEYS)}")
+    misplaced = [key for key in _VIDEO_ONLY if key in given and media_type != "video"]
+    if misplaced:
+        raise ValueError(f"{', '.join(misplaced)} is for prompts of videos, and this is an {media_type}")
+    if "frame" in given and "time_s" in given:
+        raise ValueError("it has both frame and time_s; keep the one that you know")
     points = _points(given["points"]) if "points" in given else []
     prompt = Prompt(
         box=parse_box(given["box"]) if "box" in given else None,
         points=points,
         labels=_labels(given["labels"], len(points)) if "labels" in given else [1] * len(points),
         mask=_mask(given["mask"]) if "mask" in given else None,
+        frame_index=_count(given["frame"], "frame") if "frame" in given else None,
+        time_s=_time(given["time_s"]) if "time_s" in given else None,
+        object_id=_count(given["object_id"], "object_id") if "object_id" in given else None,
     )
     if not prompt.type:
         raise ValueError(f"it asks for nothing; allowed: {_ALLOWED}")
@@ -87,6 +97,18 @@ def _labels(value: Any, num_points: int) -> list[int]:
 
 def _mask(value: Any) -> RLE:
     return parse_rle(_from_json(value, "mask") if isinstance(value, str) else value)
+
+
+def _count(value: Any, key: str) -> int:
+    if not is_number(value) or value != int(value) or value < 0:
+        raise ValueError(f"{key} is a whole number from 0 on, found {value!r:.80}")
+    return int(value)
+
+
+def _time(value: Any) -> float:
+    if not is_number(value) or value < 0:
+        raise ValueError(f"time_s is a time in seconds after the first frame, 0 or more, found {value!r:.80}")
+    return _float(value)
 
 
 def _float(value: float) -> float:

@@ -54,7 +54,7 @@ class RowReader:
         asset.extra = {str(plain(key)): plain(value) for key, value in row.items() if key not in COLUMNS}
         if asset.failure is None:
             try:
-                asset.prompts = _prompts(row)
+                asset.prompts = _prompts(row, asset.media_type)
             except ValueError as error:
                 asset.failure = Failure("manifest_bad_prompts", f"{where}: {plain(str(error))}")
         return asset
@@ -108,8 +108,8 @@ def _explicit_id(row: Mapping[str, Any]) -> str | None:
     return None if value is None or value == "" else str(plain(str(value)))
 
 
-def _prompts(row: Mapping[str, Any]) -> list[Prompt] | None:
-    prompts, single = parse_prompts(row.get("prompts")), parse_shorthand(row)
+def _prompts(row: Mapping[str, Any], media_type: str) -> list[Prompt] | None:
+    prompts, single = parse_prompts(row.get("prompts"), media_type), parse_shorthand(row)
     if prompts and single:
         raise ValueError("it has both `prompts` and `box`/`points`; keep one of them")
     return prompts or single

@@ -15,9 +15,10 @@ import pytest
 from bad_media import FAULTS, Media, encoded, make_media, quadrants, write_manifest
 
 from datagen.decode import make_decode_step
-from datagen.decode.child import DecoderProcess, _Child
+from datagen.decode.child import DecoderProcess
+from datagen.decode.files import read_file
+from datagen.decode.process import Child
 from datagen.decode.step import DecodeStep
-from datagen.decode.worker import read_file
 from datagen.errors import ClusterError, DecodeError
 from datagen.job import DecodeOptions, Job, SourceOptions
 from datagen.records import Asset, Failure, Sample, asset_id_of
@@ -202,8 +203,8 @@ def test_a_hang_is_final_and_leaves_no_process(tmp_path, monkeypatch):
 
 def test_a_hung_child_ends_without_its_parents_help(tmp_path, monkeypatch):
     monkeypatch.setenv("DATAGEN_FAULTS", json.dumps({"decode": {"hang_if_uri": "hang"}}))
-    child = _Child(DecodeOptions(timeout_s=0.2), SIZE)
-    child.send({"path": str(picture(tmp_path)), "uri": "hang"})
+    child = Child(DecodeOptions(timeout_s=0.2), SIZE)
+    child.send({"kind": "image", "path": str(picture(tmp_path)), "uri": "hang"})
     assert wait_until(lambda: is_gone(child.pid), 10)
     assert "SIGALRM" in child.epitaph()
     child.end()

@@ -1,0 +1,81 @@
+"""What the bytes of a video file say without decoding them: which container it claims to be, and whether its end is missing."""
+
+from __future__ import annotations
+
+import os
+from typing import BinaryIO
+
+# FFmpeg's names of the demuxers that are used; its many others stay closed, playlists that name other files above all.
+DEMUXERS = "mov,matroska,webm,avi,mpegts,mpeg,asf,flv"
+
+_EBML = b"\x1aE\xdf\xa3"
+_SEGMENT = b"\x18S\x80g"
+_ISO_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp"})
+_ASF = bytes.fromhex("3026b2758e66cf11")
+_HEAD_BYTES = 512
+
+
+def claimed_container(head: bytes) -> str | None:
+    """The container whose signature a file's first bytes (a few hundred) carry: `mp4`, `matroska`, `avi` ..., or None."""
+    if head[4:8] in _ISO_BOXES:
+        return "mp4"
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "avi"
+    if head[:1] == b"\x47" and head[188:189] in (b"\x47", b""):
+        return "mpegts"
+    magic = ((_EBML, "matroska"), (b"\x00\x00\x01\xba", "mpeg"), (_ASF, "asf"), (b"FLV", "flv"))
+    return next((name for start, name in magic if head.startswith(start)), None)
+
+
+def container_of(path: str) -> tuple[str | None, bool]:
+    """The container a file claims to be, and whether it ends before what it announces. Raises OSError."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        head = file.read(_HEAD_BYTES)
+        match claimed_container(head):
+            case "mp4":
+                return "mp4", _mp4_is_cut(file, size)
+            case "matroska":
+                return "matroska", _matroska_is_cut(head, size)
+            case "avi":
+                return "avi", int.from_bytes(head[4:8], "little") + 8 > size
+            case name:
+                return name, False
+
+
+def _mp4_is_cut(file: BinaryIO, size: int) -> bool:
+    """Whether a top-level box reaches beyond the end, or the one with the tables (moov) never comes."""
+    position, seen = 0, set()
+    while position + 8 <= size:
+        file.seek(position)
+        header = file.read(16)
+        length, kind = int.from_bytes(header[:4], "big"), header[4:8]
+        if length == 1:
+            length = int.from_bytes(header[8:16], "big")
+        if length == 0:
+            length = size - position
+        if length < 8:
+            return False
+        seen.add(kind)
+        position += length
+    return position > size or (b"mdat" in seen and b"moov" not in seen)
+
+
+def _matroska_is_cut(head: bytes, size: int) -> bool:
+    """Whether the segment announces more bytes than there are; one of unknown length (a live recording) is never cut."""
+    length, after_length = _vint(head, len(_EBML))
+    start = after_length + length
+    if not after_length or head[start : start + 4] != _SEGMENT:
+        return False
+    length, after_length = _vint(head, start + 4)
+    unknown = length == (1 << (7 * (after_length - start - 4))) - 1
+    return bool(after_length) and not unknown and after_length + length > size
+
+
+def _vint(data: bytes, position: int) -> tuple[int, int]:
+    """An EBML length at `position`, and the position after it (0 when there is none)."""
+    first = data[position] if position < len(data) else 0
+    width = 9 - first.bit_length()
+    if first == 0 or position + width > len(data):
+        return 0, 0
+    return int.from_bytes(data[position : position + width], "big") & ((1 << (7 * width)) - 1), position + width

@@ -1,0 +1,146 @@
+"""The parent's side of decoding videos: frames stream in from a child process, a few ahead of their use."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from datagen.decode.child import TRIES, Outcome, crashed, timed_out
+from datagen.decode.process import Child, ChildOwner
+from datagen.errors import DecodeError
+from datagen.records import ClipSpan, DecodedFrame, VideoInfo
+
+Answer = tuple[dict[str, Any], np.ndarray | None]
+
+
+class VideoReader(ChildOwner):
+    """Reads videos in a child process that may die or hang without harm (see ChildOwner). One thing at a time: a new request ends
+    the stream before it.
+
+    While the caller works on a frame, the child decodes up to decode.prefetch_frames more and then waits. A file that kills the
+    child is tried once more, from the last answer on; a hang is final. Raises DecodeError with the codes of video.VideoFile,
+    `decoder_crashed` and `decode_timeout` (no sign of life from the decoder for decode.timeout_s), ClusterError when no child
+    can be started.
+    """
+
+    _current: Iterator[Answer] | None = None
+
+    def probe(self, path: str, uri: str) -> Outcome:
+        """Size, checksum and `info` of a video, or the `error`. Reads the whole file once."""
+        outcome = Outcome()
+        try:
+            for answer, _ in self._ask({"kind": "probe", "path": path, "uri": uri}, last="probed"):
+                if answer["kind"] == "read":
+                    outcome.size_bytes, outcome.sha256 = answer["size_bytes"], answer["sha256"]
+                else:
+                    outcome.info = VideoInfo(**answer["info"])
+        except DecodeError as error:
+            outcome.error = error
+        return outcome
+
+    def clips(self, path: str, uri: str, start_s: float = 0.0, clip_index: int = 0) -> Iterator[ClipSpan]:
+        """The clips of a video, as they are found (see shots.cut_clips); start_s and clip_index continue after an earlier span."""
+        request = {"kind": "clips", "path": path, "uri": uri, "start_s": start_s, "clip_index": clip_index}
+        for answer, _ in self._ask(request, last="end"):
+            if answer["kind"] == "clip":
+                span = ClipSpan(**answer["span"])
+                request |= {"start_s": span.end_s, "clip_index": span.clip_index + 1}
+                yield span
+
+    def open(self, path: str, uri: str, start_s: float = 0.0, end_s: float | None = None) -> FrameStream:
+        """The sampled frames that appear in [start_s, end_s), end_s None: to the end (see video.VideoFile.sampled)."""
+        request = {"kind": "frames", "path": path, "uri": uri, "start_s": start_s, "end_s": end_s, "after_index": -1}
+        return FrameStream(request, self._ask(request, last="end"))
+
+    def close(self) -> None:
+        """End the current stream and the child."""
+        self._drop_current()
+        super().close()
+
+    def _ask(self, request: dict[str, Any], last: str) -> Iterator[Answer]:
+        self._drop_current()
+        self._current = self._answers(request, last)
+        return self._current
+
+    def _drop_current(self) -> None:
+        current, self._current = self._current, None
+        if current is not None:
+            current.close()  # type: ignore[attr-defined]
+
+    def _answers(self, request: dict[str, Any], last: str) -> Iterator[Answer]:
+        """The answers to a request. The consumer keeps the request up to date, so that a second try goes on after the last answer."""
+        for left in reversed(range(TRIES)):
+            child, is_done = self._running(), False
+            try:
+                yield from self._exchange(child, request, last)
+                is_done = True
+                return
+            except TimeoutError:
+                raise timed_out(self._options.timeout_s) from None
+            except EOFError:
+                if child.ended_by(signal.SIGALRM):
+                    raise timed_out(self._options.timeout_s) from None
+                if not left:
+                    raise crashed(child) from None
+            except DecodeError:
+                is_done = True
+                raise
+            finally:
+                # A stream that was left early, too: the rest of its answers is still to come.
+                if not is_done:
+                    self._discard()
+
+    def _exchange(self, child: Child, request: dict[str, Any], last: str) -> Iterator[Answer]:
+        child.send(request)
+        while True:
+            deadline = time.monotonic() + self._options.timeout_s
+            answer = child.receive(deadline)
+            pixels = None
+            if answer["kind"] == "failed":
+                raise DecodeError(answer["message"], code=answer["code"])
+            if answer["kind"] == "frame":
+                pixels = np.empty((self._image_size, self._image_size, 3), dtype=np.uint8)
+                child.fill(pixels.data.cast("B"), deadline)
+            if answer["kind"] != "busy":
+                yield answer, pixels
+            if answer["kind"] == last:
+                return
+
+
+class FrameStream:
+    """An iterator of frames. Once it is exhausted, `truncated` says whether the file ends before what it announces (the frames up
+    to there were given), and `corrupt_packets` how many packets were skipped because they did not decode.
+    """
+
+    def __init__(self, request: dict[str, Any], answers: Iterator[Answer]) -> None:
+        self.truncated = False
+        self.corrupt_packets = 0
+        self._request = request
+        self._answers = answers
+
+    def __iter__(self) -> FrameStream:
+        return self
+
+    def __next__(self) -> DecodedFrame:
+        answer, pixels = next(self._answers)
+        if pixels is None:
+            self.truncated, self.corrupt_packets = answer["truncated"], answer["corrupt_packets"]
+            next(self._answers, None)
+            raise StopIteration
+        self._request["after_index"] = answer["frame_index"]
+        return DecodedFrame(answer["frame_index"], answer["timestamp_s"], pixels)
+
+    def __enter__(self) -> FrameStream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop reading. Costs a restart of the child when frames are still to come."""
+        self._answers.close()  # type: ignore[attr-defined]

@@ -1,0 +1,67 @@
+"""The child's answers about videos. The last file stays open, so that the next clip goes on where the last one ended."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+from datagen.decode.files import check_file, checksum
+from datagen.decode.shots import clips_of
+from datagen.decode.video import VideoFile
+from datagen.decode.wire import Answers
+from datagen.faults import fault_point
+from datagen.job import DecodeOptions
+
+
+class VideoWorker:
+    """Answers `probe`, `clips` and `frames` requests."""
+
+    def __init__(self, answers: Answers, options: DecodeOptions, image_size: int) -> None:
+        self._answers = answers
+        self._options = options
+        self._image_size = image_size
+        self._open: tuple[tuple[object, ...], VideoFile] | None = None
+
+    def serve(self, request: dict[str, Any]) -> None:
+        """Answer one request. Raises DecodeError."""
+        match request["kind"]:
+            case "probe":
+                self._probe(request["path"], request["uri"])
+            case "clips":
+                self._clips(request)
+            case "frames":
+                self._frames(request)
+
+    def _probe(self, path: str, uri: str) -> None:
+        size_bytes, sha256 = checksum(path, self._answers.alive)
+        self._answers.send({"kind": "read", "size_bytes": size_bytes, "sha256": sha256})
+        fault_point("decode", uri)
+        self._answers.send({"kind": "probed", "info": asdict(self._video(path).info)})
+
+    def _clips(self, request: dict[str, Any]) -> None:
+        video = self._video(request["path"])
+        for span in clips_of(video, self._options, request["start_s"], request["clip_index"]):
+            self._answers.send({"kind": "clip", "span": asdict(span)})
+        self._answers.send({"kind": "end"})
+
+    def _frames(self, request: dict[str, Any]) -> None:
+        video = self._video(request["path"])
+        num_corrupt = video.num_corrupt
+        for shown in video.sampled(request["start_s"], request["end_s"], request["after_index"]):
+            fault_point("decode", f"{request['uri']}#frame={shown.frame_index};")
+            frame = video.frame(shown, self._image_size)
+            place = {"frame_index": frame.frame_index, "timestamp_s": frame.timestamp_s}
+            self._answers.push({"kind": "frame", **place}, frame.pixels.tobytes())
+        counts = {"truncated": video.info.truncated, "corrupt_packets": video.num_corrupt - num_corrupt}
+        self._answers.send({"kind": "end", **counts})
+
+    def _video(self, path: str) -> VideoFile:
+        status = check_file(path)
+        key = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if self._open is None or self._open[0] != key:
+            if self._open is not None:
+                self._open[1].close()
+                self._open = None
+            self._open = key, VideoFile(os.fspath(path), self._options, self._answers.alive)
+        return self._open[1]
