@@ -118,6 +118,16 @@ class ClipSpan:
     end_s: float
 
 
+def clip_id_of(asset_id: str, clip_index: int) -> str:
+    """The id of a clip of a video."""
+    return f"{asset_id}-{clip_index:05d}"
+
+
+def track_id_of(asset_id: str, number: int) -> str:
+    """The id of an object of a video; numbers count up from 0 through all clips of the asset."""
+    return f"{asset_id}-t{number:04d}"
+
+
 @dataclass(slots=True)
 class Text:
     """One generated text of one region.
@@ -256,6 +266,7 @@ class Clip:
 
     is_last: no clip follows, so that the asset is complete when all up to this one are. truncated: the file ended early here.
     handovers: objects that go on into the next clip. num_video_frames, fps and duration_s are of the whole video, as its header says.
+    next_track: number of the next new object of the asset, which a later run goes on from; 0: one more than those still known here.
     """
 
     clip_index: int
@@ -268,6 +279,19 @@ class Clip:
     num_video_frames: int | None = None
     fps: float | None = None
     duration_s: float | None = None
+    next_track: int = 0
+
+
+class ResumePoint(NamedTuple):
+    """Where a run goes on in a video of which an earlier one committed clips: the next clip, its start, the next new object's number.
+
+    start_s: seconds from the asset's start. handovers: the objects that go on into this clip.
+    """
+
+    clip_index: int
+    start_s: float
+    next_track: int
+    handovers: list[Handover]
 
 
 @dataclass(slots=True)
@@ -276,7 +300,8 @@ class Sample:
 
     index: position of the asset in this run's listing. pixels: (S, S, 3) uint8 RGB, the image resized for the model (S is the
     model's image size); width and height are those of the image itself. Each heavy array is dropped by the step that uses it.
-    A sample with a `failure` passes through the remaining steps untouched.
+    A sample with a `failure` passes through the remaining steps untouched. A video enters as one sample without `clip`, and `resume`
+    says where in it; what comes out of tracking is one sample per clip.
     """
 
     index: int
@@ -290,6 +315,7 @@ class Sample:
     regions: list[Region] = field(default_factory=list)
     tokens: RegionTokens | None = None
     clip: Clip | None = None
+    resume: ResumePoint | None = None
     tracks: list[Track] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     usage: dict[str, int] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from datagen.masks import mask_iou
 from datagen.pam.tracker import Tracker
 from datagen.perceive.everything import find_candidates
 from datagen.perceive.tracking import handover_prompt, track_clip
-from datagen.records import Event, Frame, Handover, Prompt, Track, TrackFrame
+from datagen.records import DecodedFrame, Event, Frame, Handover, Prompt, Track, TrackFrame
 
 _SAME_OBJECT_IOU = 0.5  # a candidate that overlaps a followed object this much is that object
 
@@ -42,7 +42,7 @@ class _Path:
 
 def perceive_clip(
     tracker: Tracker,
-    frames: Sequence[Frame],
+    frames: Sequence[DecodedFrame],
     end_s: float,
     width: int,
     height: int,
@@ -51,7 +51,7 @@ def perceive_clip(
 ) -> tuple[list[Track], list[Handover]]:
     """The tracks of one clip in the order of `objects`, and what the next clip needs to go on with those seen at its end.
 
-    frames: of this clip, `frame_index` and `timestamp_s` those of the video, pixels (S, S, 3) uint8. end_s: where the clip ends,
+    frames: of this clip, at least one. end_s: where the clip ends,
     seconds. width and height: of the video, px. Raises PromptError for a prompt that makes no sense.
     """
     paths = {item.track_id: _Path() for item in objects}
@@ -68,7 +68,7 @@ def perceive_clip(
 
 
 def find_objects(
-    tracker: Tracker, frame: Frame, width: int, height: int, known: Sequence[Prompt], options: PerceiveOptions
+    tracker: Tracker, frame: DecodedFrame, width: int, height: int, known: Sequence[Prompt], options: PerceiveOptions
 ) -> tuple[list[Prompt], dict[str, int]]:
     """Prompts for everything in a frame that none of the `known` objects' masks covers; also what was dropped, by reason."""
     front_end, everything = tracker.front_end, options.everything
@@ -99,7 +99,7 @@ def _asked(objects: Sequence[ClipObject], carried: Mapping[str, Prompt], start: 
 
 def _follow(
     tracker: Tracker,
-    segment: Sequence[Frame],
+    segment: Sequence[DecodedFrame],
     until_s: float,
     width: int,
     height: int,
@@ -108,7 +108,7 @@ def _follow(
     options: PerceiveOptions,
 ) -> dict[str, Prompt]:
     """Track one segment into `paths`; returns the box prompts for the next segment."""
-    renumbered = [frame._replace(frame_index=position) for position, frame in enumerate(segment)]
+    renumbered = [Frame(position, frame.timestamp_s, frame.pixels) for position, frame in enumerate(segment)]
     limits = options.track
     found = track_clip(
         tracker,
@@ -137,7 +137,7 @@ def _follow(
     return carried
 
 
-def _event(track: Track, segment: Sequence[Frame], until_s: float) -> Event | None:
+def _event(track: Track, segment: Sequence[DecodedFrame], until_s: float) -> Event | None:
     """What the language model is asked about; nothing where the object is never seen."""
     if track.tokens is None or all(seen.mask is None for seen in track.frames):
         return None

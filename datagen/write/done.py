@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datagen.errors import WriteError
-from datagen.write.parts import PART_NAME
+from datagen.write.parts import part_ids, part_path
 from datagen.write.store import Store
 
 _READERS = 8
@@ -27,13 +27,13 @@ def id_keys(ids: Iterable[str]) -> np.ndarray:
 
 
 class DoneSet:
-    """Membership of asset ids, at 16 bytes per asset. `statuses` counts the rows by status, `num_parts` the parts."""
+    """Membership of asset ids (or of other names), at 16 bytes per id. `statuses` counts the rows by status, `num_parts` the parts."""
 
-    def __init__(self, keys: np.ndarray, statuses: Counter[str], num_parts: int) -> None:
+    def __init__(self, keys: np.ndarray, statuses: Counter[str] | None = None, num_parts: int = 0) -> None:
         order = np.lexsort((keys[:, 1], keys[:, 0]))
         self._high = np.ascontiguousarray(keys[order, 0])
         self._low = np.ascontiguousarray(keys[order, 1])
-        self.statuses = statuses
+        self.statuses: Counter[str] = statuses or Counter()
         self.num_parts = num_parts
 
     def __len__(self) -> int:
@@ -58,29 +58,32 @@ class DoneSet:
 def done_assets(store: Store) -> DoneSet:
     """Read the ids and states of all committed assets, failed ones included. Raises WriteError for a part that cannot be read."""
     keys, statuses, num_parts = [np.empty((0, 2), dtype=np.uint64)], Counter[str](), 0
-    paths = (path for path, _ in store.list("assets") if PART_NAME.match(path.split("/")[-1]))
-    with ThreadPoolExecutor(_READERS) as readers:
-        for some in _batches(paths, _PARTS_AT_ONCE):
-            for part_keys, part_statuses in readers.map(lambda path: _read(store, path), some):
-                keys.append(part_keys)
-                statuses.update(part_statuses)
-                num_parts += 1
+    for table in read_parts(store, "assets", part_ids(store, "assets"), ["asset_id", "status"]):
+        keys.append(id_keys(table["asset_id"].to_pylist()))
+        statuses.update(table["status"].to_pylist())
+        num_parts += 1
     return DoneSet(np.concatenate(keys), statuses, num_parts)
 
 
-def _read(store: Store, path: str) -> tuple[np.ndarray, Counter[str]]:
+def read_parts(store: Store, table: str, parts: Iterable[str], columns: list[str]) -> Iterator[pa.Table]:
+    """Some columns of published parts, in the order of their names as given; a few parts are read at the same time.
+
+    Raises WriteError for a part that cannot be read.
+    """
+    parts = iter(parts)
+    with ThreadPoolExecutor(_READERS) as readers:
+        while some := list(islice(parts, _PARTS_AT_ONCE)):
+            yield from readers.map(lambda part: read_part(store, table, part, columns), some)
+
+
+def read_part(store: Store, table: str, part: str, columns: list[str]) -> pa.Table:
+    """Some columns of one published part. Raises WriteError when it cannot be read."""
+    path = part_path(table, part)
     try:
         with store.open_input(path) as source:
-            table = pq.ParquetFile(source).read(["asset_id", "status"], use_threads=False)
-        return id_keys(table["asset_id"].to_pylist()), Counter(table["status"].to_pylist())
+            return pq.ParquetFile(source).read(columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise WriteError(
-            f"{store.uri}/{path} cannot be read: {error}. `datagen check {store.uri}` names all damage; "
-            "a part that is removed from assets/ and regions/ is done again by the next run."
+            f"{store.uri}/{path} cannot be read: {error}. `datagen check {store.uri}` names all damage. A part that is removed is done "
+            "again by the next run: of images from assets/ and regions/, of a clip from clips/ and tracks/, with its video's from assets/."
         ) from error
-
-
-def _batches(paths: Iterable[str], size: int) -> Iterator[list[str]]:
-    paths = iter(paths)
-    while some := list(islice(paths, size)):
-        yield some

@@ -1,17 +1,18 @@
 """Parts: staged by workers, published by the driver alone, swept at the start of the next run.
 
-A part is the same name in every table. Its `assets` file is published last and is the commit mark.
+A part has the same name in every table. Its last file, `assets` for images and `clips` for a video, is the commit mark.
+
+A part is any number of images, or exactly one clip of a video. So a clip's part has a name that follows from the clip alone: every
+attempt at the clip replaces itself, no part can hold both committed clips and others, and whoever knows a clip knows its file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import re
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -21,34 +22,59 @@ import pyarrow.parquet as pq
 
 from datagen.errors import SchemaError, WriteError
 from datagen.job import WriteOptions
-from datagen.records import Region, Sample
+from datagen.records import Region, Sample, Track, clip_id_of
+from datagen.write.rows import asset_row, clip_row
 from datagen.write.schema import table_from_rows
 from datagen.write.store import STAGING, TEMP_PREFIX, Store
 
 PART_NAME = re.compile(r"^part-(?P<id>[0-9a-f]{20})\.parquet$")
 
+# Table -> the one whose part of the same name commits its own.
+COMMITTED_BY = {"regions": "assets", "tracks": "clips"}
+
 RegionRow = Callable[[Sample, Region, str], Mapping[str, Any]]
+TrackRow = Callable[[Sample, Track, str], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class StagedClip:
+    """A clip as the driver needs it to complete its video: its row of `clips` without the hand-overs, and its tracks' ids."""
+
+    row: dict[str, Any]
+    track_ids: list[str]
+
+    @property
+    def asset_id(self) -> str:
+        """The video."""
+        return str(self.row["asset_id"])
+
+    @property
+    def clip_index(self) -> int:
+        """Number of the clip within the video."""
+        return int(self.row["clip_index"])
 
 
 @dataclass(frozen=True, slots=True)
 class StagedPart:
     """What the driver needs to know of a staged part, and all it gets: paths and counts.
 
-    indices: `Sample.index` of each asset. statuses, failures (by code), dropped (regions by reason) and usage (tokens) are sums
-    over the part. regions_path is None where no asset of the part has a region.
+    indices: `Sample.index` of each asset. statuses, failures (by code), dropped (regions or tracks by reason) and usage (tokens) are
+    sums over the part's images, or of its one clip. files: table -> staged path in the order of publishing, the commit mark last;
+    without `regions` or `tracks` where there are none. clip: None for images.
     """
 
     part_id: str
     run_id: str
     indices: list[int]
-    num_regions: int
     num_bytes: int
     statuses: dict[str, int]
     failures: dict[str, int]
     dropped: dict[str, int]
     usage: dict[str, int]
-    assets_path: str
-    regions_path: str | None
+    files: dict[str, str]
+    num_regions: int = 0
+    num_tracks: int = 0
+    clip: StagedClip | None = None
 
 
 def part_id_of(asset_ids: Iterable[str]) -> str:
@@ -59,59 +85,97 @@ def part_id_of(asset_ids: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:20]
 
 
+def clip_part_id(asset_id: str, clip_index: int) -> str:
+    """The name of a clip's part."""
+    return part_id_of([clip_id_of(asset_id, clip_index)])
+
+
 def part_path(table: str, part_id: str) -> str:
     """Where a published part lies."""
     return f"{table}/part-{part_id}.parquet"
 
 
 def stage_part(store: Store, run_id: str, samples: Sequence[Sample], options: WriteOptions, region_row: RegionRow) -> StagedPart:
-    """Turn finished samples into whole Parquet files under `_staging/<run_id>/`. Runs in a worker; publishes nothing.
+    """Turn finished images into whole Parquet files under `_staging/<run_id>/`. Runs in a worker; publishes nothing.
 
     region_row(sample, region, run_id) gives a row of `regions` without its `part_id`. Raises SchemaError for a row outside the
-    contract, WriteError when the files cannot be written.
+    contract or a video, WriteError when the files cannot be written.
     """
     samples = sorted(samples, key=lambda sample: sample.index)
     ids = [sample.asset.asset_id for sample in samples]
+    for sample in samples:
+        if sample.asset.media_type != "image":
+            raise SchemaError(f"{sample.asset.uri} is a {sample.asset.media_type}: its clips are parts of their own (stage_clip)")
     if len(set(ids)) != len(ids):
         twice = next(asset_id for asset_id, count in Counter(ids).items() if count > 1)
         raise SchemaError(f"asset {twice} is twice in one part; list each asset once", asset_id=twice)
     part_id, now = part_id_of(ids), datetime.now(UTC)
     regions = [{**region_row(s, r, run_id), "part_id": part_id} for s in samples if s.failure is None for r in s.regions]
     assets = [asset_row(sample, part_id, run_id, now) for sample in samples]
+    tables = {"regions": regions, "assets": assets}
+    return _stage(store, run_id, part_id, samples, tables, options, {"num_regions": len(regions)})
+
+
+def stage_clip(store: Store, run_id: str, sample: Sample, options: WriteOptions, track_row: TrackRow) -> StagedPart:
+    """Turn one finished clip into whole Parquet files under `_staging/<run_id>/`. Runs in a worker; publishes nothing.
+
+    track_row(sample, track, run_id) gives a row of `tracks` without its `part_id`. Raises SchemaError for a row outside the
+    contract or a sample without a clip, WriteError when the files cannot be written.
+    """
+    asset_id, clip = sample.asset.asset_id, sample.clip
+    if clip is None or sample.asset.media_type != "video":
+        raise SchemaError(f"{sample.asset.uri} ({sample.asset.media_type}) is no clip of a video", asset_id=asset_id)
+    part_id = clip_part_id(asset_id, clip.clip_index)
+    tracks = [{**track_row(sample, track, run_id), "part_id": part_id} for track in sample.tracks if sample.failure is None]
+    row = clip_row(sample, clip, part_id, run_id, datetime.now(UTC))
+    track_ids = [str(track["track_id"]) for track in tracks]
+    if len(set(track_ids)) != len(track_ids):
+        twice = next(track_id for track_id, count in Counter(track_ids).items() if count > 1)
+        raise SchemaError(f"track {twice} is twice in clip {clip.clip_index}; an object has one track per clip", asset_id=asset_id)
+    staged = StagedClip({name: value for name, value in row.items() if name != "handovers"}, track_ids)
+    tables = {"tracks": tracks, "clips": [row]}
+    return _stage(store, run_id, part_id, [sample], tables, options, {"num_tracks": len(tracks), "clip": staged})
+
+
+def _stage(
+    store: Store,
+    run_id: str,
+    part_id: str,
+    samples: Sequence[Sample],
+    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    options: WriteOptions,
+    more: Mapping[str, Any],
+) -> StagedPart:
+    """Write one file per table that has rows. All are made before the first is written, so that a row that does not fit leaves nothing."""
+    data = {table: parquet_bytes(table_from_rows(table, rows), options) for table, rows in tables.items() if rows}
     # Two attempts at the same part (Ray retries a task whose worker it gave up on) never share a file.
-    where = f"{STAGING}/{run_id}/{{}}-{part_id}-{uuid.uuid4().hex[:8]}.parquet"
-    paths, num_bytes = {}, 0
-    for table, rows in (("regions", regions), ("assets", assets)):
-        if rows:
-            paths[table] = where.format(table)
-            data = parquet_bytes(table_from_rows(table, rows), options)
-            store.write(paths[table], data)
-            num_bytes += len(data)
+    attempt = uuid.uuid4().hex[:8]
+    files = {table: f"{STAGING}/{run_id}/{table}-{part_id}-{attempt}.parquet" for table in data}
+    for table, path in files.items():
+        store.write(path, data[table])
     return StagedPart(
         part_id=part_id,
         run_id=run_id,
         indices=[sample.index for sample in samples],
-        num_regions=len(regions),
-        num_bytes=num_bytes,
+        num_bytes=sum(len(some) for some in data.values()),
         statuses=dict(Counter(sample.status for sample in samples)),
         failures=dict(Counter(sample.failure.code for sample in samples if sample.failure)),
         dropped=_sum(sample.dropped for sample in samples),
         usage=_sum(sample.usage for sample in samples),
-        assets_path=paths["assets"],
-        regions_path=paths.get("regions"),
+        files=files,
+        **more,
     )
 
 
 def publish_part(store: Store, staged: StagedPart) -> None:
-    """Commit a staged part: `regions` first, `assets` last. Only the driver calls it, for parts of its own run; repeating it is harmless.
+    """Commit a staged part, its commit mark last. Only the driver calls it, for parts of its own run; repeating it is harmless.
 
     Raises WriteError when the staged files are gone or the files cannot be moved.
     """
-    if store.exists(part_path("assets", staged.part_id)):
+    *_, commit_mark = staged.files
+    if store.exists(part_path(commit_mark, staged.part_id)):
         return
-    for table, path in (("regions", staged.regions_path), ("assets", staged.assets_path)):
-        if path is None:
-            continue
+    for table, path in staged.files.items():
         target = part_path(table, staged.part_id)
         if store.exists(path):
             store.move(path, target)
@@ -120,12 +184,11 @@ def publish_part(store: Store, staged: StagedPart) -> None:
 
 
 def sweep(store: Store) -> list[str]:
-    """Remove what a killed run left: `regions` parts without their commit mark, staged files, temporary files. Returns their paths.
+    """Remove what a killed run left: parts without their commit mark, staged files, temporary files. Returns their paths.
 
     Call it under the lease and before anything is listed.
     """
-    committed = {path.split("/")[-1] for path, _ in store.list("assets")}
-    orphans = [path for path, _ in store.list("regions") if PART_NAME.match(path.split("/")[-1]) and path.split("/")[-1] not in committed]
+    orphans = [part_path(table, part) for table in COMMITTED_BY for part in uncommitted_parts(store, table)]
     debris = [path for path, _ in store.list() if path.split("/")[0] != STAGING and _temp_of(path)]
     staged = [path for path, _ in store.list(STAGING)]
     for path in orphans:
@@ -135,6 +198,25 @@ def sweep(store: Store) -> list[str]:
         (store.delete if temp == path else store.delete_tree)(temp)
     store.delete_tree(STAGING)
     return orphans + debris + staged
+
+
+def part_ids(store: Store, table: str) -> Iterator[str]:
+    """Names of a table's published parts, in order."""
+    for path, _ in store.list(table):
+        match = PART_NAME.match(path.removeprefix(f"{table}/"))
+        if match:
+            yield match["id"]
+
+
+def uncommitted_parts(store: Store, table: str) -> Iterator[str]:
+    """Names of the parts of `regions` or `tracks` that no part of the same name in `assets` or `clips` commits."""
+    marks = part_ids(store, COMMITTED_BY[table])
+    mark = next(marks, None)
+    for part in part_ids(store, table):  # both come in the order of names, so none need be kept
+        while mark is not None and mark < part:
+            mark = next(marks, None)
+        if mark != part:
+            yield part
 
 
 def _temp_of(path: str) -> str:
@@ -159,53 +241,6 @@ def parquet_bytes(table: pa.Table, options: WriteOptions) -> pa.Buffer:
         write_page_checksum=True,
     )
     return sink.getvalue()
-
-
-def asset_row(sample: Sample, part_id: str, run_id: str, finished_at: datetime) -> dict[str, Any]:
-    """The row of `assets` of a finished sample. Text from outside that UTF-8 cannot hold is escaped, not refused."""
-    asset, failure = sample.asset, sample.failure
-    return {
-        "asset_id": asset.asset_id,
-        "uri": _utf8(asset.uri),
-        "media_type": asset.media_type,
-        "status": sample.status,
-        "error_code": failure and failure.code,
-        "error_message": failure and _utf8(failure.message),
-        "attempts": sample.attempts,
-        "num_regions": 0 if failure else len(sample.regions),
-        "width": sample.width,
-        "height": sample.height,
-        "num_frames": None,
-        "fps": None,
-        "duration_s": None,
-        "size_bytes": sample.size_bytes,
-        "sha256": sample.sha256,
-        "license": asset.license and _utf8(asset.license),
-        "extra": _utf8(json.dumps(_plain(asset.extra), ensure_ascii=False, sort_keys=True)) if asset.extra else None,
-        "dropped": [{"reason": reason, "count": count} for reason, count in sorted(sample.dropped.items())],
-        "part_id": part_id,
-        "run_id": run_id,
-        "finished_at": finished_at,
-    }
-
-
-def _utf8(text: str) -> str:
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold, from whatever an input file's columns gave: not-a-number is null, dates and the like are text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if hasattr(value, "tolist"):  # NumPy scalars and arrays
-        return _plain(value.tolist())
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -14,12 +14,13 @@ import pyarrow as pa
 from datagen.errors import SchemaError
 from datagen.share import share_path
 
-SCHEMA_VERSIONS = {"assets": 1, "regions": 1}
+SCHEMA_VERSIONS = {"assets": 1, "regions": 1, "tracks": 1, "clips": 1}
 SCHEMA_KEY = b"datagen.schema"
-ROW_IDS = {"assets": "asset_id", "regions": "region_id"}
+ROW_IDS = {"assets": "asset_id", "regions": "region_id", "tracks": "track_id", "clips": "clip_id"}
 
 _SCALARS = {
     "string": pa.string(),
+    "bool": pa.bool_(),
     "int32": pa.int32(),
     "int64": pa.int64(),
     "float64": pa.float64(),
@@ -29,7 +30,7 @@ _SCALARS = {
 
 @cache
 def arrow_schema(name: str) -> pa.Schema:
-    """Arrow schema of the table `name` (`assets`, `regions`); its metadata says which version, as `datagen.schema` = `assets.v1`."""
+    """Arrow schema of a table (`assets`, `regions`, `tracks`, `clips`); its metadata says which version: `datagen.schema` = `assets.v1`."""
     if name not in SCHEMA_VERSIONS:
         raise SchemaError(f"there is no table {name!r}; tables are {', '.join(SCHEMA_VERSIONS)}")
     title = f"{name}.v{SCHEMA_VERSIONS[name]}"
@@ -126,7 +127,7 @@ def _check_of_type(kind: pa.DataType) -> _Check:
         return _list_check(kind)
     if pa.types.is_integer(kind):
         return _integer_check(kind)
-    return {pa.string(): _check_text, pa.float64(): _check_float, _SCALARS["timestamp[us, tz=UTC]"]: _check_time}[kind]
+    return _SCALAR_CHECKS[kind]
 
 
 def _struct_check(kind: pa.DataType) -> _Check:
@@ -181,6 +182,19 @@ def _check_text(value: Any, path: str) -> None:
             raise _Misfit(path, value, "a string that UTF-8 can hold") from error
 
 
+def _check_bool(value: Any, path: str) -> None:
+    if not isinstance(value, (bool, np.bool_)):
+        raise _Misfit(path, value, "bool")
+
+
 def _check_time(value: Any, path: str) -> None:
     if not isinstance(value, datetime) or value.tzinfo is None:
         raise _Misfit(path, value, "a datetime with a time zone")
+
+
+_SCALAR_CHECKS: dict[pa.DataType, _Check] = {
+    pa.string(): _check_text,
+    pa.bool_(): _check_bool,
+    pa.float64(): _check_float,
+    _SCALARS["timestamp[us, tz=UTC]"]: _check_time,
+}

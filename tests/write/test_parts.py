@@ -16,7 +16,7 @@ from datagen.errors import SchemaError, WriteError
 from datagen.job import WriteOptions
 from datagen.records import Failure
 from datagen.write import done_assets, open_store, part_id_of, publish_part, stage_part, sweep, table_from_rows
-from datagen.write.parts import asset_row
+from datagen.write.rows import asset_row
 
 OPTIONS = WriteOptions()
 
@@ -48,7 +48,7 @@ def test_no_assets_are_no_part():
 
 def test_a_staged_part_is_not_in_the_tables_and_its_record_is_small(store):
     staged = stage(store, mixed_parts()[0])
-    assert paths(store) == [staged.assets_path, staged.regions_path]
+    assert paths(store) == sorted(staged.files.values())
     assert all(path.startswith("_staging/run/") for path in paths(store))
     assert len(done_assets(store)) == 0
     assert pickle.loads(pickle.dumps(staged)) == staged
@@ -71,7 +71,7 @@ def test_publishing_moves_both_files_and_may_be_repeated(store):
 
 def test_publishing_goes_on_where_it_was_interrupted(store):
     staged = stage(store, mixed_parts()[0])
-    store.move(staged.regions_path, f"regions/part-{staged.part_id}.parquet")
+    store.move(staged.files["regions"], f"regions/part-{staged.part_id}.parquet")
     publish_part(store, staged)
     assert len(done_assets(store)) == 3
     assert paths(store, "_staging") == []
@@ -87,7 +87,7 @@ def test_publishing_what_is_gone_says_so(store):
 
 def test_a_part_without_regions_has_no_regions_file(store):
     staged = stage(store, [failed_sample(0), make_sample(1, num_regions=0)])
-    assert staged.regions_path is None
+    assert "regions" not in staged.files
     publish_part(store, staged)
     assert paths(store) == [f"assets/part-{staged.part_id}.parquet"]
 
@@ -106,7 +106,7 @@ def test_order_of_arrival_does_not_matter(store):
     one, other = stage(store, samples), stage(store, samples[::-1])
     assert one.part_id == other.part_id
     assert one.indices == other.indices == [0, 1, 2, 3, 4]
-    assert store.read(one.regions_path) == store.read(other.regions_path)
+    assert store.read(one.files["regions"]) == store.read(other.files["regions"])
 
 
 def test_an_asset_twice_in_a_part_is_refused(store):
@@ -125,7 +125,7 @@ def test_a_row_outside_the_contract_stages_nothing(store):
 
 def test_row_groups_compression_statistics_and_checksums(store):
     staged = stage(store, [make_sample(i, num_regions=10) for i in range(5)], options=WriteOptions(row_group_rows=20))
-    metadata = pq.ParquetFile(f"{store.uri}/{staged.regions_path}").metadata
+    metadata = pq.ParquetFile(f"{store.uri}/{staged.files['regions']}").metadata
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [20, 20, 10]
     column = metadata.row_group(0).column(0)
     assert column.compression == "ZSTD"

@@ -10,7 +10,7 @@ from datagen.assemble import region_row
 from datagen.errors import SchemaError
 from datagen.records import LANGUAGES, TASKS
 from datagen.write import arrow_schema, table_from_rows
-from datagen.write.parts import asset_row
+from datagen.write.rows import asset_row
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
