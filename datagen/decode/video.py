@@ -241,14 +241,12 @@ class VideoFile:
         streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
         if not streams:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
-            raise DecodeError(
-                f"the {self._claimed or container.format.name} file has no video stream; it has {kinds}", code="no_video_stream"
-            )
+            raise self._unusable("no_video_stream", f"it has no video stream, but {kinds}")
         best = container.streams.best("video")
         stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
         context = stream.codec_context
         if context is None:
-            raise DecodeError("this build of FFmpeg has no decoder for the video stream; transcode it to H.264", code="unsupported_codec")
+            raise self._unusable("unsupported_codec", "this build of FFmpeg has no decoder for its video stream; transcode it to H.264")
         self._refuse_bomb(context.width, context.height)
         context.options = {"max_pixels": str(self._options.max_pixels)}
         context.thread_type = "AUTO"

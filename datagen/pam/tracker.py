@@ -107,12 +107,9 @@ class Tracker:
         """
         # One frame per object, so float32 costs little, and bfloat16 has too few bits for the coordinates of prompts.
         exact = FrameFeatures([level.float() for level in features.levels], features.positions, features.sizes)
-        steps, memories = [], []
         with torch.autocast(self.front_end.device.type, enabled=False):
-            for _, prompts in parts:
-                step, memory = self._step(MemoryBank(), exact, frame_index, num_frames, prompts=prompts)
-                steps.append(step)
-                memories.append(memory)
+            answers = [self._step(MemoryBank(), exact, frame_index, num_frames, prompts=prompts) for _, prompts in parts]
+        memories = [memory for _, memory in answers]
         order = torch.tensor([row for rows, _ in parts for row in rows], device=self.front_end.device).argsort()
         memory: dict[str, Any] = {key: torch.cat([part[key] for part in memories])[order] for key in ("maskmem_features", "obj_ptr")}
         # As in the reference: the memory of prompted frames is rounded to bfloat16, whatever the arithmetic.
@@ -120,7 +117,7 @@ class Tracker:
         bank.codes = [code[:1].clone().expand(len(order), -1, -1, -1) for code in memories[0]["maskmem_pos_enc"]]
         memory["maskmem_pos_enc"] = bank.codes
         bank.outputs["cond_frame_outputs"][frame_index] = memory
-        return _merge(steps, order)
+        return _merge([step for step, _ in answers], order)
 
     @torch.inference_mode()
     def track(self, bank: MemoryBank, features: FrameFeatures, frame_index: int, num_frames: int, reverse: bool = False) -> StepOutput:

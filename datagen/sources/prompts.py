@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from datagen.sources.rle import is_number, parse_rle
 
 _KEYS = ("box", "points", "labels", "mask", "frame", "time_s", "object_id")
 _ALLOWED = "{box: [x1, y1, x2, y2]}, {points: [[x, y], ...], labels: [1, 0, ...]}, {mask: {size, counts}} or several of these keys together"
+_COUNT_LIMIT = 2**31
 _VIDEO_ONLY = ("frame", "time_s", "object_id")
 
 
@@ -18,7 +20,8 @@ def parse_prompts(value: Any, media_type: str = "image") -> list[Prompt] | None:
     """The prompts of one manifest row: a list of mappings, or the same as JSON text. None or an empty list means: find everything.
 
     A video's prompt may name its frame by `frame` (number in the video, from 0) or `time_s` (seconds after the first frame; neither
-    means the first frame), and its object by `object_id` (prompts with the same one refine one object). Coordinates are kept as floats as they are; whether they lie in the picture is known once it is decoded.
+    means the first frame), and its object by `object_id` (prompts with the same one refine one object).
+    Coordinates are kept as floats as they are; whether they lie in the picture is known once it is decoded.
     Raises ValueError naming the prompt and what is wrong with it.
     """
     if isinstance(value, str):
@@ -100,13 +103,13 @@ def _mask(value: Any) -> RLE:
 
 
 def _count(value: Any, key: str) -> int:
-    if not is_number(value) or value != int(value) or value < 0:
+    if not is_number(value) or not 0 <= value < _COUNT_LIMIT or value != int(value):
         raise ValueError(f"{key} is a whole number from 0 on, found {value!r:.80}")
     return int(value)
 
 
 def _time(value: Any) -> float:
-    if not is_number(value) or value < 0:
+    if not is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"time_s is a time in seconds after the first frame, 0 or more, found {value!r:.80}")
     return _float(value)
 

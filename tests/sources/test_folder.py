@@ -135,7 +135,7 @@ def test_an_input_that_cannot_be_read_says_what_is_allowed(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SourceError, match=said) as caught:
         source_of(name)
-    assert "a folder of images, a manifest" in str(caught.value)
+    assert "a folder of images or videos, a manifest" in str(caught.value)
 
 
 def test_no_input_and_wrong_kind(tmp_path):
