@@ -6,7 +6,23 @@ import pytest
 
 PUBLIC = {
     "datagen.write": {
-        *("DoneSet", "RunRecord", "StagedPart", "Store", "arrow_schema", "done_assets", "open_dataset", "open_store", "part_id_of"),
+        *(
+            "DoneSet",
+            "FinishedVideo",
+            "StagedClip",
+            "VideoProgress",
+            "publish_video_assets",
+            "resume_videos",
+            "stage_clip",
+            "RunRecord",
+            "StagedPart",
+            "Store",
+            "arrow_schema",
+            "done_assets",
+            "open_dataset",
+            "open_store",
+            "part_id_of",
+        ),
         *("prepare_output", "publish_part", "run_records", "stage_part", "sweep", "table_from_rows", "weight_hashes", "write_card"),
     },
     "datagen.job": {"LANGUAGES", "TASKS", "Job", "job_schema", "load_job", "parse_job"},
