@@ -23,7 +23,7 @@ class TransformersEngine:
         from transformers import Qwen2ForCausalLM
 
         self._tokenizer = load_tokenizer(folder)
-        self._stop_ids = frozenset(stop_token_ids(Checkpoint(folder)))
+        self.stop_ids = frozenset(stop_token_ids(Checkpoint(folder)))
         self.model = Qwen2ForCausalLM.from_pretrained(str(folder), dtype=dtype, local_files_only=True).to(device).eval()
         self._one_at_a_time = threading.Lock()
 
@@ -50,7 +50,7 @@ class TransformersEngine:
                 logits, cache = output.logits[0, -1].float().cpu(), output.past_key_values
                 ids.append(_choose(logits, ids, sampling, generator))
                 logprobs.append(float(logits.log_softmax(-1)[ids[-1]]))
-                stopped = ids[-1] in self._stop_ids and not sampling.ignore_eos
+                stopped = ids[-1] in self.stop_ids and not sampling.ignore_eos
                 embeds = self.model.get_input_embeddings()(torch.tensor([ids[-1:]], device=self.model.device))
         return self._completion(request, ids, logprobs, "stop" if stopped else "length")
 

@@ -54,6 +54,9 @@ def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a checkpoint folder. Raises ModelLoadError when its files are missing or broken."""
     from transformers import Qwen2Tokenizer
 
+    if not any(all((Path(folder) / name).is_file() for name in names) for names in (("tokenizer.json",), ("vocab.json", "merges.txt"))):
+        # transformers would make an empty one.
+        raise ModelLoadError(f"{folder} has no tokenizer (tokenizer.json, or vocab.json with merges.txt). Download the checkpoint again")
     try:
         return Qwen2Tokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, TypeError) as error:

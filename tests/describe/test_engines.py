@@ -1,0 +1,117 @@
+"""The transformers engine's sampling, and what ends an engine's processes."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from describe_helpers import golden_job
+
+from datagen.describe import Completion, Request, Sampling, exit_process
+from datagen.describe.load import device_and_dtype, make_engine
+from datagen.describe.transformers import TransformersEngine, _choose
+from datagen.errors import JobError, ModelOutputError
+from datagen.pam.checkpoint import Checkpoint
+from datagen.pam.llm import prepare_llm
+
+
+@pytest.fixture(scope="module")
+def engine(golden: Path, model_cache: Path) -> TransformersEngine:
+    return make_engine(prepare_llm(Checkpoint(golden / "pam_tiny")), golden_job(golden, engine="transformers").describe, exit_process)
+
+
+def say(engine: TransformersEngine, sampling: Sampling, prompt: torch.Tensor | None = None) -> Completion:
+    embeds = torch.randn(12, 128, generator=torch.Generator().manual_seed(3)) if prompt is None else prompt
+    return asyncio.run(engine.generate(Request("name", embeds, sampling)))
+
+
+def test_a_seed_fixes_what_is_sampled(engine):
+    hot = {"max_tokens": 24, "temperature": 2.0, "ignore_eos": True}
+    first, again, other = (say(engine, Sampling(**hot, seed=seed)) for seed in (1, 1, 2))
+    assert first.token_ids == again.token_ids != other.token_ids
+    assert (
+        say(engine, Sampling(24, temperature=2.0, top_p=1e-6, ignore_eos=True)).token_ids
+        == say(engine, Sampling(24, ignore_eos=True)).token_ids
+    )
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    generator = torch.Generator().manual_seed(0)
+    drawn = {_choose(logits, [], Sampling(1, temperature=1.0, top_p=0.6), generator) for _ in range(200)}
+    assert drawn == {0, 1}
+
+
+def test_an_answer_ends_at_the_end_of_turn(engine):
+    """Raise the end-of-turn row until it wins at once."""
+    table = engine.model.get_input_embeddings().weight
+    hidden = engine.model.model(inputs_embeds=torch.ones(1, 3, 128)).last_hidden_state[0, -1].detach()
+    end = min(engine.stop_ids)
+    kept = table[end].clone()
+    with torch.no_grad():
+        table[end] = hidden * 10
+    try:
+        stopped, running = (say(engine, Sampling(6, ignore_eos=on), torch.ones(3, 128)) for on in (False, True))
+    finally:
+        with torch.no_grad():
+            table[end] = kept
+    assert (stopped.token_ids, stopped.finish_reason, stopped.text) == ((end,), "stop", "")
+    assert (len(running.token_ids), running.finish_reason) == (6, "length")
+
+
+def test_what_is_not_finite_is_an_error(engine):
+    with pytest.raises(ModelOutputError, match="not finite"):
+        say(engine, Sampling(4), torch.full((5, 128), math.nan))
+
+
+def test_a_device_that_is_not_there_is_a_job_error(golden):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(JobError, match="torch sees no GPU"):
+        device_and_dtype(golden_job(golden, device="cuda").describe)
+
+
+PARENT = """
+import subprocess, sys, time
+from datagen.describe.reaper import Reaper
+reaper = Reaper()
+with reaper.marking():
+    # Like an engine core, it starts a worker of its own, and both outlive a parent that is killed.
+    child = subprocess.Popen([sys.executable, "-c", "import subprocess, time; subprocess.Popen(['sleep', '600']); time.sleep(600)"])
+bystander = subprocess.Popen(["sleep", "600"])
+time.sleep(1)
+print(child.pid, bystander.pid, flush=True)
+if sys.argv[1] == "close":
+    reaper.close()
+    child.wait()
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", ["kill", "close"])
+def test_engine_processes_end_with_their_worker_and_nothing_else_does(how):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, how], stdout=subprocess.PIPE, text=True)
+    child_pid, bystander_pid = map(int, parent.stdout.readline().split())
+    bystander = psutil.Process(bystander_pid)
+    try:
+        marked = []
+        if psutil.pid_exists(child_pid):
+            marked = [psutil.Process(child_pid), *psutil.Process(child_pid).children(recursive=True)]
+        if how == "kill":
+            assert len(marked) == 2
+            parent.send_signal(signal.SIGKILL)
+        _, alive = psutil.wait_procs(marked, timeout=10)
+        assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+        assert bystander.is_running()
+    finally:
+        bystander.kill()
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
