@@ -108,7 +108,10 @@ def main() -> None:
         end = summary.spans["describe"][1]
         ours = summary.usage["output_tokens"] / (end - begin)
         cached = summary.usage["cached_tokens"] / summary.usage["prompt_tokens"]
-        print(f"datagen run: {summary.usage['output_tokens']} tokens in {end - begin:.1f} s = {ours:.1f} tokens/s; {cached:.0%} cached", flush=True)
+        print(
+            f"datagen run: {summary.usage['output_tokens']} tokens in {end - begin:.1f} s = {ours:.1f} tokens/s; {cached:.0%} cached",
+            flush=True,
+        )
 
         llm, embeds, stop = make_embeddings(job)
         torch.save({"embeds": embeds, "stop": stop}, folder / "embeds.pt")

@@ -120,6 +120,7 @@ def stats(dataset: Dataset, as_json: AsJson = False) -> None:
 def model_show(
     checkpoint: Annotated[str, typer.Argument(metavar="MODEL", help="`tiny`, a checkpoint folder, or a hub id")],
     sam2: Annotated[str | None, typer.Option(help="SAM 2.1 weights: a file, a folder or a hub id")] = None,
+    sam2_config: Annotated[str | None, typer.Option(help="config of those weights, where it does not follow from them")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List what a checkpoint holds, and what is missing or unexpected.
@@ -127,11 +128,11 @@ def model_show(
     Example: `datagen model show tiny`
     """
     from datagen.console import print_checkpoint
-    from datagen.pam.checkpoint import inspect_checkpoint
+    from datagen.pam.inspection import inspect_checkpoint
 
-    report = inspect_checkpoint(ModelOptions(checkpoint=checkpoint, sam2=sam2))
+    report = inspect_checkpoint(ModelOptions(checkpoint=checkpoint, sam2=sam2, sam2_config=sam2_config))
     _show(report.to_dict(), as_json, lambda console: print_checkpoint(console, report))
-    if report.missing or report.wrong_shape or report.unexpected:
+    if not report.ok:
         raise typer.Exit(1)
 
 

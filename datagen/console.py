@@ -19,6 +19,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from datagen.check import CheckReport
+    from datagen.pam.inspection import CheckpointReport
     from datagen.run import RunSummary
 
 PLAIN_EVERY_S = 10.0
@@ -165,7 +166,7 @@ def print_check(console: Console, report: CheckReport) -> None:
     if total > SHOWN:
         console.print(f"... {total - SHOWN} more; --json lists them")
     verdict = f"[red]{total} violations[/red]" if total else "[green]every invariant holds[/green]"
-    console.print(f"{verdict}: {report.num_assets} assets and {report.num_regions} regions in {report.num_parts} parts of {report.dataset}")
+    console.print(f"{verdict}: {report.num_assets} assets and {report.num_regions} regions in {report.num_parts} parts", soft_wrap=True)
 
 
 def print_plan(console: Console, plan: dict[str, Any]) -> None:
@@ -180,12 +181,13 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     console.print(table)
 
 
-def print_checkpoint(console: Console, report: Any) -> None:
+def print_checkpoint(console: Console, report: CheckpointReport) -> None:
     """What `datagen model show` found."""
     table = Table("part", "tensors", "parameters", "dtype", box=None)
-    for group in report.groups:
-        table.add_row(group["name"], str(group["tensors"]), f"{group['parameters']:,}", group["dtype"])
+    for name, group in report.groups.items():
+        table.add_row(name, str(group.num_tensors), f"{group.num_parameters:,}", ", ".join(sorted(group.dtypes)))
     console.print(table)
+    console.print(f"SAM 2.1: {report.sam2_weights}, config {report.sam2_config}")
     for title, keys in (("missing", report.missing), ("unexpected", report.unexpected), ("wrong shape", report.wrong_shape)):
         for key in keys:
             console.print(f"[red]{title}[/red] {key}")

@@ -23,8 +23,8 @@ class Reaper:
 
     def __init__(self) -> None:
         self._mark = uuid.uuid4().hex
-        # A session of its own, so that Ctrl-C in a terminal does not end it before those it must end.
-        self._process = subprocess.Popen([sys.executable, __file__, self._mark], stdin=subprocess.PIPE, start_new_session=True)
+        # -P: this folder's modules bear the names of libraries. A session of its own: Ctrl-C must not end it first.
+        self._process = subprocess.Popen([sys.executable, "-P", __file__, self._mark], stdin=subprocess.PIPE, start_new_session=True)
 
     @contextmanager
     def marking(self) -> Iterator[None]:

@@ -125,22 +125,6 @@ def resolve_model(options: ModelOptions) -> ModelFiles:
     )
 
 
-def weights_hash(files: ModelFiles) -> str:
-    """SHA-256 over the contents of all weight files, in order: which weights made a dataset."""
-    digest = hashlib.sha256()
-    for path in files.weight_files():
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def model_image_size(files: ModelFiles) -> int:
-    """The side in pixels to which images are resized for the model: 1024 for PAM."""
-    from datagen.pam.segmenter import model_config
-
-    return int(model_config(files.sam2_config).get("image_size", 512))
-
-
 def cache_folder() -> Path:
     """Where datagen keeps what it makes once per machine: DATAGEN_CACHE, or ~/.cache/datagen."""
     return Path(os.environ.get("DATAGEN_CACHE") or Path.home() / ".cache" / "datagen")

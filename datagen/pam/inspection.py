@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from datagen.errors import ModelLoadError
-from datagen.pam.checkpoint import PERCEIVER, TOWER, Checkpoint, ModelFiles
+from datagen.job import ModelOptions
+from datagen.pam.checkpoint import PERCEIVER, TOWER, Checkpoint, resolve_model
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -49,20 +49,19 @@ class CheckpointReport:
         """Whether the checkpoint can be loaded."""
         return not (self.missing or self.unexpected or self.wrong_shape)
 
-    def raise_for_problems(self, where: str) -> None:
-        """Raise ModelLoadError naming the keys unless the checkpoint can be loaded."""
-        lists = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.wrong_shape}
-        parts = [f"{len(keys)} {what}: {', '.join(keys[:10])}{' ...' if len(keys) > 10 else ''}" for what, keys in lists.items() if keys]
-        if parts:
-            raise ModelLoadError(f"{where} does not fit its config. {'; '.join(parts)}. See: datagen model show")
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values, for JSON."""
+        return asdict(self)
 
 
-def inspect_checkpoint(files: ModelFiles) -> CheckpointReport:
+def inspect_checkpoint(options: ModelOptions) -> CheckpointReport:
     """Compare a checkpoint and its SAM 2.1 weights with what their configs call for, key by key.
 
     Strict for the language model, perceiver, projectors, newlines and the SAM 2.1 weights in use. Tolerant where the reference
-    is: a second copy of SAM 2.1 inside the checkpoint is only counted, and a tied output head may be absent.
+    is: a second copy of SAM 2.1 inside the checkpoint is only counted, and a tied output head may be absent. Raises
+    ModelLoadError when there is nothing to inspect.
     """
+    files = resolve_model(options)
     checkpoint = Checkpoint(files.checkpoint)
     report = compare(checkpoint.config, checkpoint.shapes, checkpoint.dtypes)
     state = files.sam2_state_dict()

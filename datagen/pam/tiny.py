@@ -1,4 +1,4 @@
-"""The embedded checkpoint: a PAM of a few megabytes with random weights, in the layout of the real ones.
+"""The embedded checkpoint: a PAM of a few megabytes with random weights, in the layout of the real ones; other sizes on demand.
 
 It lets every path run on any machine, offline, in seconds. Its masks follow the picture only loosely and its words mean
 nothing. Images are 256 x 256 pixels, a region has 64 image tokens, and the language model is a Qwen2 of two layers.
@@ -7,7 +7,7 @@ nothing. Images are 256 x 256 pixels, a region has 64 image tokens, and the lang
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +40,36 @@ _SEGMENTER: dict[str, Any] = {
 
 
 def build_tiny(folder: str | Path, seed: int = 0) -> Path:
-    """Write the checkpoint into `folder`, which is made; the same seed gives the same bytes. Returns the folder."""
+    """Write the embedded checkpoint into `folder`, which is made; the same seed gives the same bytes. Returns the folder."""
+    return build_random(folder, seed=seed)
+
+
+def build_random(
+    folder: str | Path, *, llm: Mapping[str, Any] | None = None, segmenter: Mapping[str, Any] | None = None, seed: int = 0
+) -> Path:
+    """Write a checkpoint with random weights of any size into `folder`, which is made.
+
+    llm: entries of `config.json` to change, such as `{"hidden_size": 512}`. segmenter: entries of the SAM 2 config, by dotted
+    path, such as `{"image_size": 512}`. Both change the embedded checkpoint's; the same arguments give the same bytes.
+    """
     folder = Path(folder)
     (folder / "sam2").mkdir(parents=True)
+    config = _config() | dict(llm or {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        _write_segmenter(folder / "sam2")
+        _write_segmenter(folder / "sam2", _SEGMENTER | dict(segmenter or {}))
         _write_tokenizer(folder)
-        _write_json(folder / "config.json", _config())
+        _write_json(folder / "config.json", config)
         _write_json(folder / "generation_config.json", {"eos_token_id": [_special_id("<|im_end|>"), _special_id("<|endoftext|>")]})
-        save_file(_weights(), folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(_weights(config), folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
-def _write_segmenter(folder: Path) -> None:
+def _write_segmenter(folder: Path, changes: Mapping[str, Any]) -> None:
     from datagen.pam.segmenter import HIERA_LARGE, build_segmenter, model_config
 
     config = model_config(HIERA_LARGE)
-    for path, value in _SEGMENTER.items():
+    for path, value in changes.items():
         *parents, last = path.split(".")
         node = config
         for parent in parents:
@@ -108,33 +120,34 @@ def _config() -> dict[str, Any]:
     }
 
 
-def _weights() -> dict[str, Tensor]:
+def _weights(config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Everything of PAM but SAM 2, bfloat16."""
-    return {name: tensor.detach().bfloat16().contiguous() for name, tensor in (*_llm_weights(), *_vision_weights())}
+    tensors = (*_llm_weights(config), *_vision_weights(config["hidden_size"], config["vocab_size"]))
+    return {name: tensor.detach().bfloat16().contiguous() for name, tensor in tensors}
 
 
-def _llm_weights() -> Iterator[tuple[str, Tensor]]:
+def _llm_weights(config: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    config = {name: value for name, value in _config().items() if name not in ("architectures", "model_type", "torch_dtype")}
+    options = {name: value for name, value in config.items() if name not in ("architectures", "model_type", "torch_dtype")}
     # Wide enough that one token does not simply call for itself again.
-    model = Qwen2ForCausalLM(Qwen2Config(**config, initializer_range=0.15))
+    model = Qwen2ForCausalLM(Qwen2Config(**options, initializer_range=0.15))
     with torch.no_grad():
         # Louder than the others, so that answers end now and then.
         model.model.embed_tokens.weight[_special_id("<|im_end|>")] *= 1.5
     yield from ((name, tensor) for name, tensor in model.state_dict().items() if name != "lm_head.weight")
 
 
-def _vision_weights() -> Iterator[tuple[str, Tensor]]:
+def _vision_weights(hidden: int, stored_rows: int) -> Iterator[tuple[str, Tensor]]:
     from datagen.pam.projector import Projector
     from datagen.pam.semantic_perceiver import SemanticPerceiver
 
     perceiver = SemanticPerceiver()
     yield from ((f"model.vision_resampler.{name}", tensor) for name, tensor in perceiver.state_dict().items())
-    projector = Projector((1024, HIDDEN, HIDDEN), (256, HIDDEN, HIDDEN), _STORED_ROWS)
+    projector = Projector((1024, hidden, hidden), (256, hidden, hidden), stored_rows)
     for name, tensor in projector.state_dict().items():
         if name.endswith("newline"):
-            yield f"model.{name}", torch.randn(HIDDEN) * 0.15
+            yield f"model.{name}", torch.randn(hidden) * 0.15
         elif not name.startswith("embed_tokens"):
             yield f"model.{name}", tensor
 
