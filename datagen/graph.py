@@ -11,7 +11,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,10 @@ from datagen.faults import fault_point
 from datagen.guard import Guarded, Ledger, LedgerClient, LocalLedger, RayLedger, Step, split_suspects
 from datagen.job import Job, Pool
 from datagen.perceive import make_perceive_step
-from datagen.records import Asset, RegionTokens, Sample
+from datagen.records import Asset, Sample
 from datagen.write import StagedPart, open_store, stage_part
 
 if TYPE_CHECKING:
-    import numpy as np
     from ray.data import ActorPoolStrategy, Dataset
 
 BLOCK_ROWS = 64
@@ -251,47 +250,21 @@ def stage_table(plan: Plan, ledger: LedgerClient, table: pa.Table) -> pa.Table:
 
 # --- samples as Arrow rows ---------------------------------------------------------------------------------------------------------
 
-_ARRAYS = ("pixels", "image_tokens", "semantic_tokens")
-
 
 def to_table(samples: list[Sample]) -> pa.Table:
-    """One row per sample: the heavy arrays as raw bytes in columns of their own, the rest as one small pickle."""
-    columns: dict[str, list[Any]] = {"sample": [], **{name: [] for name in _ARRAYS}}
+    """One row per sample: its arrays as raw bytes in one column, everything else as one small pickle in the other."""
+    pickles, arrays = [], []
     for sample in samples:
-        tokens = sample.tokens
-        pair = (tokens.image, tokens.semantic) if tokens else (None, None)
-        arrays: dict[str, np.ndarray | None] = dict(zip(_ARRAYS, (sample.pixels, *pair), strict=True))
-        shapes = {name: (a.shape, a.dtype.str) for name, a in arrays.items() if a is not None}
-        light = replace(sample, pixels=None, tokens=None)
-        columns["sample"].append(pickle.dumps((light, shapes, bool(tokens and tokens.is_bfloat16)), protocol=5))
-        for name, array in arrays.items():
-            columns[name].append(None if array is None else _as_buffer(array))
-    return pa.table({name: pa.array(values, pa.large_binary()) for name, values in columns.items()})
+        buffers: list[pickle.PickleBuffer] = []
+        pickles.append(pickle.dumps(sample, protocol=5, buffer_callback=buffers.append))
+        arrays.append([buffer.raw() for buffer in buffers])
+    return pa.table({"sample": pa.array(pickles, pa.large_binary()), "arrays": pa.array(arrays, pa.list_(pa.large_binary()))})
 
 
 def from_table(table: pa.Table) -> list[Sample]:
     """The samples of a table. Their arrays are read-only views of the table's memory, without a copy."""
-    samples = []
-    for row in range(table.num_rows):
-        sample, shapes, is_bfloat16 = pickle.loads(table["sample"][row].as_buffer())
-        arrays = {name: _view(table[name][row], *shapes[name]) for name in shapes}
-        sample.pixels = arrays.get("pixels")
-        if "image_tokens" in arrays:
-            sample.tokens = RegionTokens(arrays["image_tokens"], arrays["semantic_tokens"], is_bfloat16)
-        samples.append(sample)
-    return samples
-
-
-def _as_buffer(array: np.ndarray) -> memoryview:
-    import numpy as np
-
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _view(scalar: pa.Scalar, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    import numpy as np
-
-    return np.frombuffer(scalar.as_buffer(), dtype=dtype).reshape(shape)
+    rows = zip(table["sample"], table["arrays"], strict=True)
+    return [pickle.loads(sample.as_buffer(), buffers=[array.as_buffer() for array in arrays]) for sample, arrays in rows]
 
 
 def _chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
