@@ -1,11 +1,12 @@
-"""One row of the `regions` table, as schemas/regions.v1.json has it, from one region."""
+"""Rows of the `regions` and `tracks` tables, as schemas/ has them, from one region and one track."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from datagen.assemble.texts import clean_label, split_definition
-from datagen.records import LANGUAGES, TASKS, Prompt, Region, Sample, Text
+from datagen.errors import SchemaError
+from datagen.records import LANGUAGES, RLE, TASKS, Clip, Event, Prompt, Region, Sample, Text, Track, TrackFrame
 
 
 def region_row(sample: Sample, region: Region, run_id: str) -> dict[str, Any]:
@@ -16,9 +17,9 @@ def region_row(sample: Sample, region: Region, run_id: str) -> dict[str, Any]:
         "asset_id": asset_id,
         "region_index": region.region_index,
         "prompt": _prompt(region.prompt),
-        "mask": {"size": [int(n) for n in region.mask["size"]], "counts": region.mask["counts"]},
+        "mask": _mask(region.mask),
         "mask_source": region.mask_source,
-        "box_xyxy": [float(n) for n in region.box_xyxy],
+        "box_xyxy": _box(region.box_xyxy),
         "area_px": int(region.area_px),
         "predicted_iou": float(region.predicted_iou),
         "stability": float(region.stability),
@@ -32,11 +33,76 @@ def region_row(sample: Sample, region: Region, run_id: str) -> dict[str, Any]:
     return row | {"flags": list(region.flags), "run_id": run_id}
 
 
+def track_row(sample: Sample, track: Track, run_id: str) -> dict[str, Any]:
+    """Plain Python values for every column but `part_id`; texts and histories that do not exist are None.
+
+    caption_<language> is what the last event says: of the whole clip when it is the only one, of the latest segment in a stream.
+    start_s and end_s are the clip's.
+    """
+    clip = _clip_of(sample)
+    return {
+        "track_id": track.track_id,
+        "asset_id": sample.asset.asset_id,
+        "clip_index": clip.clip_index,
+        "object_index": track.object_index,
+        "start_s": float(clip.start_s),
+        "end_s": float(clip.end_s),
+        "prompts": [{"frame_index": index, **_prompt(track.prompts[index])} for index in sorted(track.prompts)],
+        "frames": [_frame(frame) for frame in track.frames],
+        **{f"caption_{language}": _last_text(track, language) for language in LANGUAGES},
+        "events": [_event(event) for event in track.events],
+        "flags": list(track.flags),
+        "run_id": run_id,
+    }
+
+
+def _clip_of(sample: Sample) -> Clip:
+    if sample.clip is None:
+        raise SchemaError(f"{sample.asset.asset_id} has tracks but no clip; the decode step gives every video sample its clip")
+    return sample.clip
+
+
+def _frame(frame: TrackFrame) -> dict[str, Any]:
+    return {
+        "frame_index": int(frame.frame_index),
+        "timestamp_s": float(frame.timestamp_s),
+        "mask": None if frame.mask is None else _mask(frame.mask),
+        "box_xyxy": None if frame.box_xyxy is None else _box(frame.box_xyxy),
+        "object_score": float(frame.object_score),
+        "predicted_iou": float(frame.predicted_iou),
+    }
+
+
+def _event(event: Event) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "start_s": float(event.start_s),
+        "end_s": float(event.end_s),
+        "start_frame": int(event.start_frame),
+        "end_frame": int(event.end_frame),
+    }
+    for language in LANGUAGES:
+        row |= _text_columns(f"text_{language}", event.texts.get(language))
+    return row | {f"history_{language}": event.history.get(language) for language in LANGUAGES}
+
+
+def _last_text(track: Track, language: str) -> str | None:
+    text = track.events[-1].texts.get(language) if track.events else None
+    return None if text is None else text.text
+
+
+def _mask(mask: RLE) -> dict[str, Any]:
+    return {"size": [int(n) for n in mask["size"]], "counts": mask["counts"]}
+
+
+def _box(box: tuple[float, float, float, float]) -> list[float]:
+    return [float(n) for n in box]
+
+
 def _prompt(prompt: Prompt) -> dict[str, Any]:
     return {
         "type": prompt.type,
         "source": prompt.source,
-        "box": None if prompt.box is None else [float(n) for n in prompt.box],
+        "box": None if prompt.box is None else _box(prompt.box),
         "points": [[float(x), float(y)] for x, y in prompt.points],
         "labels": [int(n) for n in prompt.labels],
     }

@@ -1,25 +1,30 @@
-"""The assemble step: quality flags on regions, and the job's filters."""
+"""The assemble step: quality flags on regions and tracks, and the job's filters."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from datagen.assemble.texts import has_letter, label_logprob, text_flags
 from datagen.job import AssembleOptions
-from datagen.records import Region, Sample
+from datagen.records import Region, Sample, Text, Track
 
 
 def assemble(sample: Sample, options: AssembleOptions) -> Sample:
-    """Flag the regions of a sample and drop those that the job does not want, each counted in `dropped` by its reason.
+    """Flag the regions and tracks of a sample; drop the regions that the job does not want, each counted in `dropped` by its reason.
 
-    Reasons: `min_area`, `label_logprob`, `empty_text`. Flags are
-    `<flag>:<task>_<language>`, see texts.text_flags. A failed sample passes through. Doing it twice changes nothing.
+    Reasons: `min_area`, `label_logprob`, `empty_text`. No filter drops a track: the clips before and after hold parts of the same
+    object. Flags are `<flag>:<task>_<language>`, see texts.text_flags; a track has one, with `event` as the task, when any of its
+    events earns it. A failed sample passes through. Doing it twice changes nothing.
     """
     if sample.failure is not None:
         return sample
+    for track in sample.tracks:
+        _flag(track, [("event", language, text) for event in track.events for language, text in event.texts.items()])
     kept = []
     for region in sample.regions:
         reason = _drop_reason(region, options)
         if reason is None:
-            _flag(region)
+            _flag(region, [(*key, text) for key, text in region.texts.items()])
             kept.append(region)
         else:
             sample.dropped[reason] = sample.dropped.get(reason, 0) + 1
@@ -38,7 +43,8 @@ def _drop_reason(region: Region, options: AssembleOptions) -> str | None:
     return None
 
 
-def _flag(region: Region) -> None:
-    for (task, language), text in region.texts.items():
+def _flag(item: Region | Track, texts: Iterable[tuple[str, str, Text]]) -> None:
+    """Add the flags of an item's (task, language, text)s."""
+    for task, language, text in texts:
         flags = (f"{flag}:{task}_{language}" for flag in text_flags(text, language))
-        region.flags += [flag for flag in flags if flag not in region.flags]
+        item.flags += [flag for flag in flags if flag not in item.flags]

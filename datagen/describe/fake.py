@@ -8,9 +8,10 @@ import hashlib
 import numpy as np
 
 from datagen.describe import Completion, Request
+from datagen.describe.events import EventRequests, Said, event_request_id
 from datagen.describe.prompter import RegionRequests, asked_keys, request_id, sampling_for
 from datagen.job import DescribeOptions
-from datagen.records import Sample
+from datagen.records import Sample, Track
 
 _PROMPT_TOKENS = 16
 _NOUNS = ("bowl", "chair", "lamp", "cup", "clock", "shoe", "plant", "wheel")
@@ -33,6 +34,18 @@ class FakePrompter:
             name = request_id(sample, index, key)
             requests[key] = Request(name, self._embeds, sampling_for(self._options, key[0], name))
         return RegionRequests(index, requests, 0)
+
+
+class FakeEventPrompter(FakePrompter):
+    """The same for events; their tokens are not looked at."""
+
+    def event(self, sample: Sample, track: Track, number: int, said: Said) -> EventRequests:
+        """Requests for one event in every language."""
+        requests: dict[str, Request] = {}
+        for language in self._options.languages:
+            name = event_request_id(sample, track, number, language)
+            requests[language] = Request(name, self._embeds, sampling_for(self._options, "event", name))
+        return EventRequests(requests, {language: said.get(language) for language in requests}, (), 0)
 
 
 class FakeEngine:

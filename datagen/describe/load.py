@@ -1,4 +1,4 @@
-"""A job's checkpoint to a prompter and an engine."""
+"""A job's checkpoint to prompters and an engine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from datagen.describe import Engine, OnDeath
+from datagen.describe.events import EventPrompter, PamEventPrompter
 from datagen.describe.prompter import PamPrompter, Prompter, asked_keys
 from datagen.errors import JobError
 from datagen.job import DescribeOptions, Job
@@ -16,7 +17,7 @@ from datagen.pam.projector import load_projector
 from datagen.pam.prompts import image_prompt, tokenize
 
 
-def load_parts(job: Job, on_engine_death: OnDeath) -> tuple[Prompter, Engine]:
+def load_parts(job: Job, on_engine_death: OnDeath) -> tuple[Prompter, EventPrompter, Engine]:
     """Raises ModelLoadError when the checkpoint is not whole, JobError when the job asks for a device that is not there."""
     options = job.describe
     device, dtype = device_and_dtype(options)
@@ -27,7 +28,7 @@ def load_parts(job: Job, on_engine_death: OnDeath) -> tuple[Prompter, Engine]:
     engine = make_engine(folder, options, on_engine_death)
     projector = load_projector(checkpoint, len(tokenizer), device, dtype)
     prompts = {key: tokenize(image_prompt(*key), tokenizer) for key in asked_keys(options)}
-    return PamPrompter(projector, prompts, options), engine
+    return PamPrompter(projector, prompts, options), PamEventPrompter(projector, tokenizer, options), engine
 
 
 def make_engine(folder: Path, options: DescribeOptions, on_engine_death: OnDeath) -> Engine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -52,7 +52,7 @@ class PamPrompter:
         self._projector = projector
         self._options = options
         self._words = {key: (projector.words(ids.before).cpu(), projector.words(ids.after).cpu()) for key, ids in prompts.items()}
-        self._shared_words = _common_words(prompts)
+        self._shared_words = common_words(list(prompts.values()))
 
     def requests(self, sample: Sample, start: int, stop: int) -> list[RegionRequests]:
         """Requests for the regions [start, stop) of a sample, projected together on the device."""
@@ -108,13 +108,12 @@ def groups(num_regions: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, num_regions)
 
 
-def _common_words(prompts: dict[Key, PromptIds]) -> int:
+def common_words(prompts: Sequence[PromptIds]) -> int:
     """How many word tokens around the visual part all prompts have in common, from the start of the prompt on."""
-    parts = list(prompts.values())
-    before = _common_length([ids.before for ids in parts])
-    if before < max(len(ids.before) for ids in parts):
+    before = _common_length([ids.before for ids in prompts])
+    if before < max(len(ids.before) for ids in prompts):
         return before
-    return before + _common_length([ids.after for ids in parts])
+    return before + _common_length([ids.after for ids in prompts])
 
 
 def _common_length(sequences: list[tuple[int, ...]]) -> int:
@@ -122,13 +121,19 @@ def _common_length(sequences: list[tuple[int, ...]]) -> int:
     return next((n for n, column in enumerate(columns) if len(set(column)) > 1), min(map(len, sequences)))
 
 
-def _region_tokens(sample: Sample, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+def as_tensor(array: np.ndarray, is_bfloat16: bool) -> torch.Tensor:
+    """Tokens as a tensor of their own, in bfloat16 when the array holds its bit pattern as int16."""
     import torch
 
+    # Arrays out of the object store are read-only, and torch takes only writable ones.
+    tensor = torch.from_numpy(np.array(array))
+    return tensor.view(torch.bfloat16) if is_bfloat16 else tensor
+
+
+def _region_tokens(sample: Sample, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
     tokens = sample.tokens
     if tokens is None or len(tokens.image) != len(sample.regions) or len(tokens.semantic) != len(sample.regions):
         found = "none" if tokens is None else f"{len(tokens.image)} and {len(tokens.semantic)}"
         raise ModelOutputError(f"{len(sample.regions)} regions need as many image and semantic token rows, found {found}")
-    # Arrays out of the object store are read-only, and torch takes only writable ones.
-    image, semantic = (torch.from_numpy(np.array(array[start:stop])) for array in (tokens.image, tokens.semantic))
-    return (image.view(torch.bfloat16), semantic.view(torch.bfloat16)) if tokens.is_bfloat16 else (image, semantic)
+    image, semantic = (as_tensor(array[start:stop], tokens.is_bfloat16) for array in (tokens.image, tokens.semantic))
+    return image, semantic

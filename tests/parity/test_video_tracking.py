@@ -2,77 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 from safetensors.numpy import load_file
+from video_cases import CASES, RecordingTracker, read_cases
 
-from datagen.job import ModelOptions
 from datagen.masks import decode_mask
-from datagen.pam.checkpoint import resolve_model
-from datagen.pam.front_end import FrontEnd, load_front_end
-from datagen.pam.tracker import StepOutput, Tracker
-from datagen.perceive.tracking import handover_prompt, track_clip
-from datagen.records import Frame, Prompt, Track, TrackFrame
-
-# Every case runs the whole clip through a 1024 px model: one video and one segment always, the rest where time is no matter.
-CASES = ["video", "stream_1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("stream_0", "stream_2"))]
-
-
-class RecordingTracker(Tracker):
-    """A tracker that also keeps the slices of each step that the golden data has."""
-
-    def __init__(self, front_end: FrontEnd) -> None:
-        super().__init__(front_end)
-        self.steps: dict[int, dict[str, np.ndarray]] = {}
-
-    def condition(self, bank, features, frame_index, num_frames, parts) -> StepOutput:
-        return self._record(frame_index, super().condition(bank, features, frame_index, num_frames, parts))
-
-    def track(self, bank, features, frame_index, num_frames, reverse=False) -> StepOutput:
-        return self._record(frame_index, super().track(bank, features, frame_index, num_frames, reverse))
-
-    def _record(self, frame_index: int, step: StepOutput) -> StepOutput:
-        decoded = step.decoded
-        tensors = {
-            "iou_pred": decoded.predicted_iou[0],
-            "object_score_logits": decoded.object_score[0],
-            "low_res_logits_token0_s8": decoded.logits[0, 0, ::8, ::8],
-            "mask_tokens_out_all4_s8": decoded.tokens[0, :, ::8],
-            "mid_image_embed_s": decoded.image_embed[0, ::16, ::8, ::8],
-            "mid_mask_tokens_out": decoded.perceiver_tokens()[0],
-        }
-        self.steps[frame_index] = {name: tensor.numpy().copy() for name, tensor in tensors.items()}
-        return step
-
-    def recorded(self, name: str, frames: list[int]) -> np.ndarray:
-        return np.stack([self.steps[index][name] for index in frames])
-
-
-@pytest.fixture(scope="module")
-def front_end(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> FrontEnd:
-    arrays = np.load(golden / "sam2_tiny_state_dict.npz")
-    weights = tmp_path_factory.mktemp("sam2") / "sam2_tiny.pt"
-    torch.save({"model": {key: torch.from_numpy(arrays[key]).float() for key in arrays.files}}, weights)
-    options = ModelOptions(checkpoint=str(golden / "pam_tiny"), sam2=str(weights), sam2_config=str(golden / "sam2_tiny_config.json"))
-    return load_front_end(resolve_model(options))
-
-
-def read_cases(golden: Path) -> dict[str, dict[str, Any]]:
-    cases = json.loads((golden / "cases.json").read_text())
-    return {case["name"]: case for case in (cases["video"], *cases["stream"])}
-
-
-def read_frames(golden: Path, case: dict[str, Any], size: int) -> tuple[list[Frame], int, int]:
-    folder = golden / case["name"].split("_")[0]
-    pictures = [Image.open(folder / name).convert("RGB") for name in case["frames"]]
-    resized = [Frame(index, index / 4, np.asarray(picture.resize((size, size)))) for index, picture in enumerate(pictures)]
-    return resized, *pictures[0].size
+from datagen.perceive.tracking import handover_prompt
+from datagen.records import Track, TrackFrame
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
@@ -85,15 +24,11 @@ def test_every_golden_clip_is_tested(golden):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_tracks_equal_the_reference(golden, front_end, name):
-    case, expected = read_cases(golden)[name], load_file(golden / "outputs" / f"{name}.safetensors")
-    clip, width, height = read_frames(golden, case, front_end.image_size)
-    assert case["labels"] is None
-    tracker = RecordingTracker(front_end)
-    [track] = track_clip(tracker, clip, [{0: Prompt(box=tuple(case["box_or_points"]))}], len(clip), width, height)
-    check_steps(tracker, expected, len(clip), case["selected_frame_ids"])
-    check_frames(track.frames, case, expected["masks_packed"], width, height)
-    check_tokens(track, case, expected)
+def test_tracks_equal_the_reference(golden, tracked, name):
+    case, expected, found = read_cases(golden)[name], load_file(golden / "outputs" / f"{name}.safetensors"), tracked(name)
+    check_steps(found.tracker, expected, case["n_frames"], case["selected_frame_ids"])
+    check_frames(found.track.frames, case, expected["masks_packed"], found.width, found.height)
+    check_tokens(found.track, case, expected)
 
 
 def check_steps(tracker: RecordingTracker, expected: dict[str, np.ndarray], num_frames: int, selected: list[int]) -> None:
@@ -127,14 +62,11 @@ def check_tokens(track: Track, case: dict[str, Any], expected: dict[str, np.ndar
 
 
 @pytest.mark.slow
-def test_a_stream_hands_its_box_from_segment_to_segment_as_the_reference(golden, front_end):
-    """End to end, three segments: each starts from the box that this code found in the one before."""
+def test_a_stream_hands_its_box_from_segment_to_segment_as_the_reference(golden, tracked):
+    """Each segment was tracked from the golden box, which is exactly the one that this code finds at the end of the one before."""
     cases = read_cases(golden)
-    prompt = Prompt(box=tuple(cases["stream_0"]["box_in"]))
+    boxes = [tuple(cases["stream_0"]["box_in"])]
+    boxes += [handover_prompt(tracked(f"stream_{segment}").track.frames[-1]).box for segment in range(3)]
     for segment in range(3):
-        case, packed = cases[f"stream_{segment}"], load_file(golden / "outputs" / f"stream_{segment}.safetensors")["masks_packed"]
-        assert prompt.box == tuple(case["box_in"])
-        clip, width, height = read_frames(golden, case, front_end.image_size)
-        [track] = track_clip(Tracker(front_end), clip, [{0: prompt}], len(clip), width, height)
-        check_frames(track.frames, case, packed, width, height)
-        prompt = handover_prompt(track.frames[-1])
+        case = cases[f"stream_{segment}"]
+        assert boxes[segment] == tuple(case["box_in"]) == tuple(case["box_or_points"])
