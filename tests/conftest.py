@@ -39,7 +39,7 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def vllm_step(golden: Path, model_cache: Path) -> Iterator[DescribeStep]:
     """A describe step with vLLM over the golden checkpoint, in float32."""
-    step = DescribeStep(golden_job(golden))
+    step = DescribeStep(golden_job(golden, max_model_len=6144))
     step.setup()
     yield step
     step.teardown()

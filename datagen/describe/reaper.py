@@ -1,14 +1,17 @@
 """Ends an engine's processes when the worker that started them dies, however it dies.
 
 vLLM's engine core outlives a parent that is killed with SIGKILL, and holds its GPU memory; the worker that Ray starts in its
-place then finds none. So a small process waits on a pipe: when its other end closes, it kills whoever carries our mark.
+place then finds none. So a small process notes who is started with our mark in the environment, and waits on a pipe: when
+the other end closes, it kills them.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +19,8 @@ from contextlib import contextmanager
 import psutil
 
 _VARIABLE = "DATAGEN_ENGINE_MARK"
+_SCAN_EVERY_S = 0.1
+_YOUNG_S = 5.0
 
 
 class Reaper:
@@ -28,12 +33,13 @@ class Reaper:
 
     @contextmanager
     def marking(self) -> Iterator[None]:
-        """Processes started (not forked) by this process meanwhile, and their children, carry the mark."""
+        """Processes started (not forked) by this process meanwhile, and their children, carry the mark. For one use."""
         os.environ[_VARIABLE] = self._mark
         try:
             yield
         finally:
             del os.environ[_VARIABLE]
+            self._tell(b"all are started\n")
 
     def close(self) -> None:
         """Kill what is left, and wait until that is done."""
@@ -41,17 +47,36 @@ class Reaper:
             self._process.stdin.close()
         self._process.wait()
 
+    def _tell(self, line: bytes) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
 
-def kill_marked(mark: str) -> None:
-    """SIGKILL every process of this user whose environment carries the mark."""
-    for process in psutil.process_iter():
+
+def watch(mark: str) -> None:
+    """Note marked processes until told that all are started; wait for the end of standard input; kill them."""
+    marked: set[psutil.Process] = set()
+    while not select.select([sys.stdin], [], [], _SCAN_EVERY_S)[0]:
+        marked |= _young_and_marked(mark)
+    sys.stdin.read()
+    for process in marked | _young_and_marked(mark):
         try:
-            if process.environ().get(_VARIABLE) == mark:
-                process.kill()
+            process.kill()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
 
 
+def _young_and_marked(mark: str) -> set[psutil.Process]:
+    """Only young processes can be asked: vLLM's overwrite their environment with a title once they have imported it."""
+    found, now = set(), time.time()
+    for process in psutil.process_iter():
+        try:
+            if now - process.create_time() < _YOUNG_S and process.environ().get(_VARIABLE) == mark:
+                found.add(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
 if __name__ == "__main__":
-    sys.stdin.read()
-    kill_marked(sys.argv[1])
+    watch(sys.argv[1])

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,14 @@ class VllmEngine:
         self._on_death = on_death
         self._dtype = dtype
         self._numbers = itertools.count()
-        self._closed = False
+        self._closed = self._dead = False
+        self._engine: Any = None
         self._reaper = Reaper()
+        # The first process that Python spawns comes with a helper of its own, and starting that unblocks Ctrl-C.
+        resource_tracker.ensure_running()
         self._loop = LoopThread("vllm")
         with _environment(options, device):
-            self._engine = self._start(_engine_arguments(folder, options, device, dtype))
+            self._start(_engine_arguments(folder, options, device, dtype))
 
     async def generate(self, request: Request) -> Completion:
         """Hand one request to the engine and wait for its text."""
@@ -50,17 +54,25 @@ class VllmEngine:
             return
         self._closed = True
         self._loop.run(_shut_down(self._engine))
+        self._engine = None  # else it would try to shut down once more when the interpreter is half gone
         self._loop.stop()
         self._reaper.close()
 
-    def _start(self, arguments: dict[str, Any]) -> Any:
+    def _start(self, arguments: dict[str, Any]) -> None:
         try:
             with self._reaper.marking():
-                return self._loop.run(_start(arguments))
+                self._loop.run(self._open(arguments))
         except (RuntimeError, ValueError, OSError, ImportError) as error:
             self._loop.stop()
             self._reaper.close()
             raise _explained(error) from error
+
+    async def _open(self, arguments: dict[str, Any]) -> None:
+        self._engine = _make_engine(arguments)
+        # Asked once and kept. Left to the first request, it would wait for ever if the engine died meanwhile.
+        await self._engine.get_supported_tasks()
+        if self._engine.output_handler is not None:
+            self._engine.output_handler.add_done_callback(lambda _: self._die("its output ended"))
 
     async def _generate(self, request: Request) -> Any:
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -72,9 +84,18 @@ class VllmEngine:
             async for output in self._engine.generate(prompt, _sampling_params(request.sampling, self._stop_ids), request_id=name):
                 last = output
         except EngineDeadError as error:
-            self._on_death(str(error) or "EngineDeadError")
+            self._die(str(error))
             raise ClusterError(f"the vLLM engine died ({error}); rerun to resume") from error
+        if last.outputs[0].finish_reason == "abort":
+            # Nobody here aborts a request, so the engine was told to end, as all processes are on a machine that shuts down.
+            self._die("it aborted its requests")
+            raise ClusterError("the vLLM engine aborted its requests; rerun to resume")
         return last
+
+    def _die(self, reason: str) -> None:
+        if not self._closed and not self._dead:
+            self._dead = True
+            self._on_death(reason)
 
     def _completion(self, request: Request, output: Any) -> Completion:
         answer = output.outputs[0]
@@ -144,7 +165,7 @@ def _engine_arguments(folder: Path, options: DescribeOptions, device: str, dtype
     return shared | {"gpu_memory_utilization": options.gpu_memory_fraction, "max_num_batched_tokens": batched_tokens}
 
 
-async def _start(arguments: dict[str, Any]) -> Any:
+def _make_engine(arguments: dict[str, Any]) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
