@@ -44,7 +44,7 @@ USED = {
         "ClusterError",
     ),
     "datagen.check": ("CheckReport", "Violation", "check_dataset"),
-    "datagen.masks": ("Masklet", "masklet"),
+    "datagen.masklets": ("Masklet", "masklet"),
     "datagen.stats": ("dataset_stats", "render_stats"),
     "datagen.run": ("RunSummary", "plan_job", "run_job"),
 }
