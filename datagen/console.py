@@ -171,7 +171,7 @@ def print_check(console: Console, report: CheckReport) -> None:
         counts = f"{report.num_assets} assets, {report.num_regions} regions, {report.num_clips} clips and {report.num_tracks} tracks"
     console.print(f"{verdict}: {counts} in {report.num_parts} parts", soft_wrap=True)
     if report.num_unfinished_videos:
-        left = f"{report.num_unfinished_videos} videos are unfinished ({report.num_unfinished_clips} clips so far)"
+        left = f"unfinished videos: {report.num_unfinished_videos}, with {report.num_unfinished_clips} clips so far"
         console.print(f"{left}; run the job again to go on with them", soft_wrap=True)
 
 

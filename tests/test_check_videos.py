@@ -93,7 +93,7 @@ def test_an_unfinished_video_is_counted_and_no_violation(root):
     assert report.ok, report.violations
     assert (report.num_unfinished_videos, report.num_unfinished_clips) == (1, 2)
     assert json.loads(json.dumps(report.to_dict()))["num_unfinished_clips"] == 2
-    assert "1 videos are unfinished (2 clips so far); run the job again" in shown(report)
+    assert "unfinished videos: 1, with 2 clips so far; run the job again" in shown(report)
     assert codes(root, expected=[film(24)]) == {"lost_asset": 1}
 
 
