@@ -171,7 +171,13 @@ def print_check(console: Console, report: CheckReport) -> None:
     if total > SHOWN:
         console.print(f"... {total - SHOWN} more; --json lists them")
     verdict = f"[red]{total} violations[/red]" if total else "[green]every invariant holds[/green]"
-    console.print(f"{verdict}: {report.num_assets} assets and {report.num_regions} regions in {report.num_parts} parts", soft_wrap=True)
+    counts = f"{report.num_assets} assets and {report.num_regions} regions"
+    if report.num_clips:
+        counts = f"{report.num_assets} assets, {report.num_regions} regions, {report.num_clips} clips and {report.num_tracks} tracks"
+    console.print(f"{verdict}: {counts} in {report.num_parts} parts", soft_wrap=True)
+    if report.num_unfinished_videos:
+        left = f"{report.num_unfinished_videos} videos are unfinished ({report.num_unfinished_clips} clips so far)"
+        console.print(f"{left}; run the job again to go on with them", soft_wrap=True)
 
 
 def print_plan(console: Console, plan: dict[str, Any]) -> None:
