@@ -23,9 +23,19 @@ PUBLIC = {
             "open_store",
             "part_id_of",
         ),
-        *("prepare_output", "publish_part", "run_records", "stage_part", "sweep", "table_from_rows", "weight_hashes", "write_card"),
+        *(
+            "other_options",
+            "prepare_output",
+            "publish_part",
+            "run_records",
+            "stage_part",
+            "sweep",
+            "table_from_rows",
+            "weight_hashes",
+            "write_card",
+        ),
     },
-    "datagen.job": {"LANGUAGES", "TASKS", "Job", "job_schema", "load_job", "parse_job"},
+    "datagen.job": {"LANGUAGES", "TASKS", "Job", "job_schema", "load_job", "parse_job", "row_options"},
 }
 USED = {
     "datagen.records": ("Asset", "Failure", "Prompt", "Region", "RegionTokens", "Sample", "Text", "asset_id_of"),
