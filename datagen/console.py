@@ -131,7 +131,8 @@ def run_screen(log: Path) -> Iterator[RunProgress]:
 def print_run(console: Console, summary: RunSummary) -> None:
     """The summary at the end of `datagen run`."""
     if not summary.todo:
-        console.print(f"nothing to do: all {summary.listed} assets of the input are in {summary.output}")
+        console.print(f"nothing to do: all {summary.listed} assets of the input are in {summary.output}", soft_wrap=True)
+        _print_warnings(console, summary.warnings)
         return
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     counts = ", ".join(f"{summary.statuses[s]} {s}" for s in ("ok", "empty", "failed") if summary.statuses[s])
@@ -154,12 +155,16 @@ def print_run(console: Console, summary: RunSummary) -> None:
     for title, reasons in (("failed", summary.failures), ("dropped", summary.dropped), ("skipped", summary.skipped)):
         if reasons:
             table.add_row(title, ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()))
-    for warning in summary.warnings:
-        table.add_row("[yellow]warning[/yellow]", escape(warning))
-    table.add_row("dataset", summary.output)
+    table.add_row("dataset", escape(summary.output))
     console.print(table)
+    _print_warnings(console, summary.warnings)
     if summary.interrupted:
         console.print("[yellow]interrupted[/yellow]: everything above is committed; run the same command to go on")
+
+
+def _print_warnings(console: Console, warnings: list[str]) -> None:
+    for warning in warnings:
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
 
 
 def print_check(console: Console, report: CheckReport) -> None:
@@ -190,6 +195,7 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
         gpus = f", {pool['num_gpus']:g} GPU" if pool["num_gpus"] else ""
         table.add_row(step, f"{size} workers, each {pool['num_cpus']:g} CPU{gpus}")
     console.print(table)
+    _print_warnings(console, plan["warnings"])
 
 
 def print_checkpoint(console: Console, report: CheckpointReport) -> None:

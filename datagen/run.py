@@ -30,6 +30,7 @@ from datagen.write import (
     VideoProgress,
     done_assets,
     open_store,
+    other_options,
     prepare_output,
     resume_videos,
     sweep,
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 FAKE_IMAGE_SIZE = 64
 VIDEOS_PER_WAVE = 4096  # each is handed to Ray on its own
 POLL_S = 0.5
+CACHED_MIN = 0.85  # of what could be shared; blocks that a prefix fills only in part are never cached
 Progress = Callable[[RunSummary], None]
 Screen = Callable[[Path], AbstractContextManager[Progress]]
 
@@ -73,6 +75,7 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -
         removed = sweep(store)
         done, videos = resume_videos(store, job.write)
         todo = _todo(source, done, summary, limit)
+        summary.warnings = _continued(store, job)
         first = next(todo, None)
         summary.skipped = source.skipped
         if first is None:
@@ -115,7 +118,7 @@ def _stream(
         committer.videos()
     finally:
         summary.seconds = time.monotonic() - started
-        summary.warnings = _warnings(plan.job, summary)
+        summary.warnings += _warnings(plan.job, summary)
         record.write(store, status=status, summary=summary.to_dict())
         write_card(store, plan.job)
         store.delete_tree(f"_staging/{record.run_id}")
@@ -150,8 +153,8 @@ def plan_job(job: Job) -> dict[str, Any]:
     """List the input against the output, and say which workers a run would start on this machine or cluster. Writes nothing."""
     source_input, output = _required(job)
     summary = RunSummary(run_id="", output=output)
-    done = done_assets(open_store(output))
-    for _ in _todo(open_source(job.source), done, summary, None):
+    store = open_store(output)
+    for _ in _todo(open_source(job.source), done_assets(store), summary, None):
         pass
     workers = graph.pools(job, graph.resources(job))
     return {
@@ -162,6 +165,7 @@ def plan_job(job: Job) -> dict[str, Any]:
         "left": summary.todo,
         "parts": math.ceil(summary.todo / job.write.assets_per_part),
         "workers": {step: pool.model_dump() for step, pool in workers.items()},
+        "warnings": _continued(store, job),
     }
 
 
@@ -251,18 +255,28 @@ def _waves(todo: Iterator[Sample], size: int) -> Iterator[tuple[list[Sample], li
 def _warnings(job: Job, summary: RunSummary) -> list[str]:
     """What a person should look at: a prefix cache that does not work, too many failures."""
     warnings = []
-    tasks = len(job.describe.tasks) * len(job.describe.languages)
-    prompt, cached = summary.usage["prompt_tokens"], summary.usage["cached_tokens"]
-    implied = (tasks - 1) / tasks
-    if job.describe.engine == "vllm" and prompt and cached / prompt < 0.85 * implied:
+    shareable, cached = summary.usage["shareable_tokens"], summary.usage["cached_tokens"]
+    if job.describe.engine == "vllm" and cached < CACHED_MIN * shareable:
         warnings.append(
-            f"only {cached / prompt:.0%} of prompt tokens came from the prefix cache; {tasks} tasks per region imply about {implied:.0%}. "
-            "The KV cache may be too small for what is in flight: raise describe.gpu_memory_fraction or cpu_kv_cache_gib, "
-            "or lower describe.max_num_seqs."
+            f"only {cached / shareable:.0%} of the prompt tokens that tasks share came from the prefix cache. The KV cache may be too "
+            "small for what is in flight: raise describe.gpu_memory_fraction or cpu_kv_cache_gib, or lower describe.max_num_seqs."
         )
     if summary.repeated:
         warnings.append(f"{summary.repeated} input rows repeat an asset already listed; each asset was done once")
     return warnings
+
+
+def _continued(store: Store, job: Job) -> list[str]:
+    """Said to whoever goes on with a dataset under other options: it is allowed, but its rows are then not all of one kind."""
+    runs = other_options(store, job)
+    if not runs:
+        return []
+    paths = sorted({path for paths in runs.values() for path in paths})
+    who = next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs, the first {next(iter(runs))}"
+    return [
+        f"rows made earlier (by {who}) stay as they are, but this job differs in {', '.join(paths)}. "
+        "For a corpus made with one set of options choose a new --output."
+    ]
 
 
 def default_log_path(output: str, run_id: str) -> Path:
