@@ -1,7 +1,8 @@
 """Decode: files to pixels, in a child process that may die or hang without harm.
 
 Failure codes, all in the `error_code` column: `missing_file`, `unreadable`, `empty_file`, `not_an_image`, `truncated`, `corrupt`,
-`bomb`, `unsupported_media`, `out_of_memory`, `decoder_crashed`, `decode_timeout`.
+`bomb`, `unsupported_media`, `out_of_memory`, `decoder_crashed`, `decode_timeout`; of videos also `not_a_video`, `no_video_stream`,
+`no_frames`, `unsupported_codec`.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class VideoReader(ChildOwner):
 
 class FrameStream:
     """An iterator of frames. Once it is exhausted, `truncated` says whether the file ends before what it announces (the frames up
-    to there were given), and `corrupt_packets` how many packets were skipped because they did not decode.
+    to there were given), and `corrupt_packets` how many packets were skipped because they did not decode, or decoded in part.
     """
 
     def __init__(self, request: dict[str, Any], answers: Iterator[Answer]) -> None:
