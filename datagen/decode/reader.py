@@ -129,7 +129,7 @@ class FrameStream:
     """An iterator of frames. `plan` says which will come if all of them decode.
 
     Once it is exhausted, `truncated` says whether the file ends before what it announces (the frames up to there were given), and
-    `corrupt_packets` how many packets were skipped because they did not decode.
+    `corrupt_packets` how many packets did not decode, or only in part.
     """
 
     def __init__(self, request: dict[str, Any], answers: Iterator[Answer]) -> None:

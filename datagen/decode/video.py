@@ -63,7 +63,8 @@ class VideoFile:
     """An open video: `info`, `timetable`, and its frames from any time on.
 
     Reading goes on where the last read ended when that is the way to the wanted time, else it starts at a key frame before it, so
-    that neither consecutive clips nor a late first one decode anything twice. `num_corrupt` counts the packets that gave an error.
+    that neither consecutive clips nor a late first one decode anything twice. `num_corrupt` counts the packets that gave an error or
+    only part of a frame.
 
     path: a local file. alive: called at least once per decoded frame, so that a watchdog can tell slow from hung.
     Raises DecodeError with code `missing_file`, `unreadable`, `empty_file`, `not_a_video`, `truncated` (nothing of it can be read),
@@ -224,7 +225,10 @@ class VideoFile:
                     self.num_corrupt += 1
                     continue
                 try:
-                    yield from packet.decode()
+                    for picture in packet.decode():
+                        # Given all the same: the decoder has filled the hole from what it knew.
+                        self.num_corrupt += picture.is_corrupt
+                        yield picture
                 except av.FFmpegError:
                     self.num_corrupt += 1
         except av.FFmpegError:
@@ -294,6 +298,8 @@ class VideoFile:
     def _broken(self, error: Exception) -> DecodeError:
         if self._claimed is None:
             return DecodeError(f"the content is no video in a known container ({error})", code="not_a_video")
+        if isinstance(error, av.EOFError):
+            return self._unusable("no_frames", f"its {self._claimed} structure ends before the first frame")
         return self._unusable("corrupt", f"its {self._claimed} structure cannot be read ({type(error).__name__}: {error})")
 
     def _unusable(self, code: str, what: str) -> DecodeError:
