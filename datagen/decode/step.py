@@ -42,8 +42,7 @@ class DecodeStep:
             sample.fail(asset.failure.code, asset.failure.message)
             return
         if asset.media_type != "image":
-            sample.fail("unsupported_media", f"{asset.uri} is a {asset.media_type}; only images can be read yet")
-            return
+            raise ValueError(f"{asset.uri} is a {asset.media_type}; the decode step is for images")
         try:
             path = path_of_uri(asset.uri)
         except SourceError as error:
