@@ -86,19 +86,19 @@ def failed_sample(index: int) -> Sample:
 
 def make_track(asset_id: str, number: int, object_index: int, start_s: float, seed: int) -> Track:
     """An object of a clip of 8 frames, not seen in frames 2 and 5; two events, the first with a text in two languages."""
-    rng = np.random.default_rng(seed)
+    rng, base = np.random.default_rng(seed), round(start_s * FPS)
     frames = []
     for index in range(CLIP_FRAMES):
         _, rle, box = make_mask(rng)
         seen = index not in (2, 5)
-        place = object_index, index, start_s + index / FPS
+        place = object_index, base + index, start_s + index / FPS
         frames.append(TrackFrame(*place, rle if seen else None, box if seen else None, 3.5 if seen else -1.5, 0.9 if seen else 0.1))
     middle = CLIP_FRAMES // 2
-    first = Event(start_s, start_s + middle / FPS, 0, middle - 1)
+    first = Event(start_s, start_s + middle / FPS, base, base + middle - 1)
     first.texts = {"en": Text("It walks to the door.", -0.5, "stop", 6), "zh": Text("它走了", -0.25, "stop", 3)}
-    second = Event(start_s + middle / FPS, start_s + CLIP_S, middle, CLIP_FRAMES - 1)
+    second = Event(start_s + middle / FPS, start_s + CLIP_S, base + middle, base + CLIP_FRAMES - 1)
     second.texts, second.history = {"en": Text("It opens the door and", -0.5, "length", 5)}, {"en": "It walks to the door."}
-    prompts = {0: Prompt(box=frames[0].box_xyxy), 4: Prompt(points=[(3.0, 4.0)], labels=[1])}
+    prompts = {base: Prompt(box=frames[0].box_xyxy), base + 4: Prompt(points=[(3.0, 4.0)], labels=[1])}
     return Track(object_index, prompts, frames, None, track_id_of(asset_id, number), [first, second], ["truncated:event_en"])
 
 
