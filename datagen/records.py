@@ -208,7 +208,9 @@ class Frame(NamedTuple):
 
 @dataclass(slots=True)
 class TrackFrame:
-    """One object in one frame of a clip. mask and box_xyxy are None where it is not seen: object_score <= 0, or no pixel is left.
+    """One object in one frame, whose number within the clip becomes that within the video once the clip is done.
+
+    mask and box_xyxy are None where it is not seen: object_score <= 0, or no pixel is left.
 
     object_score is a logit, predicted_iou in [0, 1]; +10 and 1 where the prompt was a mask, which is then the answer itself.
     """

@@ -84,22 +84,22 @@ def failed_sample(index: int) -> Sample:
     return sample
 
 
-def make_track(asset_id: str, number: int, object_index: int, clip_index: int, seed: int) -> Track:
-    """An object of a clip of 8 frames, not seen in its frames 2 and 5; two events, the first with a text in two languages."""
-    rng, first, start_s = np.random.default_rng(seed), clip_index * CLIP_FRAMES, clip_index * CLIP_S
+def make_track(asset_id: str, number: int, object_index: int, start_s: float, seed: int) -> Track:
+    """An object of a clip of 8 frames, not seen in frames 2 and 5; two events, the first with a text in two languages."""
+    rng, base = np.random.default_rng(seed), round(start_s * FPS)
     frames = []
     for index in range(CLIP_FRAMES):
         _, rle, box = make_mask(rng)
         seen = index not in (2, 5)
-        place = object_index, first + index, start_s + index / FPS
+        place = object_index, base + index, start_s + index / FPS
         frames.append(TrackFrame(*place, rle if seen else None, box if seen else None, 3.5 if seen else -1.5, 0.9 if seen else 0.1))
     middle = CLIP_FRAMES // 2
-    walks = Event(start_s, start_s + middle / FPS, first, first + middle - 1)
-    walks.texts = {"en": Text("It walks to the door.", -0.5, "stop", 6), "zh": Text("它走了", -0.25, "stop", 3)}
-    opens = Event(start_s + middle / FPS, start_s + CLIP_S, first + middle, first + CLIP_FRAMES - 1)
-    opens.texts, opens.history = {"en": Text("It opens the door and", -0.5, "length", 5)}, {"en": "It walks to the door."}
-    prompts = {first: Prompt(box=frames[0].box_xyxy), first + 4: Prompt(points=[(3.0, 4.0)], labels=[1])}
-    return Track(object_index, prompts, frames, None, track_id_of(asset_id, number), [walks, opens], ["truncated:event_en"])
+    first = Event(start_s, start_s + middle / FPS, base, base + middle - 1)
+    first.texts = {"en": Text("It walks to the door.", -0.5, "stop", 6), "zh": Text("它走了", -0.25, "stop", 3)}
+    second = Event(start_s + middle / FPS, start_s + CLIP_S, base + middle, base + CLIP_FRAMES - 1)
+    second.texts, second.history = {"en": Text("It opens the door and", -0.5, "length", 5)}, {"en": "It walks to the door."}
+    prompts = {base: Prompt(box=frames[0].box_xyxy), base + 4: Prompt(points=[(3.0, 4.0)], labels=[1])}
+    return Track(object_index, prompts, frames, None, track_id_of(asset_id, number), [first, second], ["truncated:event_en"])
 
 
 def make_clip(index: int, clip_index: int, numbers: Iterable[int] = (0, 1), *, is_last: bool = False, num_clips: int = 3) -> Sample:
@@ -110,7 +110,7 @@ def make_clip(index: int, clip_index: int, numbers: Iterable[int] = (0, 1), *, i
     clip.num_video_frames, clip.next_track = num_clips * CLIP_FRAMES, 5
     sample = Sample(index, asset, width=WIDTH, height=HEIGHT, size_bytes=5000 + index, sha256="cd" * 32, clip=clip)
     for position, number in enumerate(numbers):
-        sample.tracks.append(make_track(asset.asset_id, number, position, clip_index, seed=100 * index + 10 * clip_index + number))
+        sample.tracks.append(make_track(asset.asset_id, number, position, start_s, seed=100 * index + 10 * clip_index + number))
     if not is_last:
         last = [(track.track_id, track.frames[-1]) for track in sample.tracks]
         clip.handovers = [Handover(name, Prompt(box=seen.box_xyxy, mask=seen.mask, source="handover")) for name, seen in last]

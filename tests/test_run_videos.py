@@ -33,11 +33,11 @@ def media(tmp_path: Path) -> Path:
     return folder
 
 
-def job(media: Path, output: Path, **source: str) -> Job:
+def job(folder: Path, output: Path, media: str = "any") -> Job:
     return parse_job(
         {
             "name": "mixed",
-            "source": {"input": str(media), "media": "any", **source},
+            "source": {"input": str(folder), "media": media},
             "output": str(output),
             "decode": {"max_clip_s": 1.0},
             "perceive": {"engine": "fake", "track": {"segment_frames": 2}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -51,7 +52,7 @@ def track_problems(rows: Sequence[Row], clip: Row, part: str, deep: bool) -> Ite
         if (row["start_s"], row["end_s"]) != (clip["start_s"], clip["end_s"]):
             yield "track_times", f"{row['start_s']} to {row['end_s']} s, its clip {clip['start_s']} to {clip['end_s']} s", track_id
         yield from _order_problems(row, clip)
-        for problem in _event_problems(row["events"], clip):
+        for problem in _event_problems(row, clip):
             yield "event", problem, track_id
         yield from _frame_problems(row, clip, deep)
 
@@ -81,16 +82,18 @@ def _id_problem(track_id: str, clip: Row) -> str | None:
 
 def _order_problems(row: Row, clip: Row) -> Iterator[Problem]:
     """Frames and prompts: rising, and inside the clip."""
-    num_frames, track_id = clip["num_frames"], row["track_id"]
+    track_id, num_frames, end_frame = row["track_id"], clip["num_frames"], clip["num_video_frames"]
     indices = [frame["frame_index"] for frame in row["frames"]]
-    if not _rises(indices, 0, num_frames):
-        yield "frame_index", f"frames {_short(indices)} are not rising numbers below num_frames {num_frames}", track_id
+    if not _rises(indices, 0, math.inf if end_frame is None else end_frame):
+        yield "frame_index", f"frames {_short(indices)} are not rising numbers of frames of a video of {end_frame}", track_id
+    if len(indices) > num_frames:
+        yield "frame_index", f"{len(indices)} frames, while num_frames of its clip is {num_frames}", track_id
     times = [frame["timestamp_s"] for frame in row["frames"]]
     if not _rises(times, clip["start_s"] - TOLERANCE_S, clip["end_s"]):
         yield "timestamp", f"{_short(times)} s are not rising times in {clip['start_s']} to {clip['end_s']} s", track_id
     prompted = [prompt["frame_index"] for prompt in row["prompts"]]
-    if not _rises(prompted, 0, num_frames):
-        yield "prompt_frame", f"prompted frames {_short(prompted)} are not rising numbers below num_frames {num_frames}", track_id
+    if not _rises(prompted, 0, math.inf) or not set(prompted) <= set(indices):
+        yield "prompt_frame", f"prompted frames {_short(prompted)} are not rising numbers of its frames", track_id
 
 
 def _rises(numbers: Sequence[float], low: float, high: float) -> bool:
@@ -98,13 +101,14 @@ def _rises(numbers: Sequence[float], low: float, high: float) -> bool:
     return not numbers or (low <= numbers[0] and numbers[-1] < high and all(one < other for one, other in pairwise(numbers)))
 
 
-def _event_problems(events: Sequence[Row], clip: Row) -> Iterator[str]:
-    last_frame, last_s = -1, clip["start_s"]
-    for number, event in enumerate(events):
+def _event_problems(row: Row, clip: Row) -> Iterator[str]:
+    indices = [frame["frame_index"] for frame in row["frames"]] or [0]
+    last_frame, last_s, end_frame = indices[0] - 1, clip["start_s"], indices[-1]
+    for number, event in enumerate(row["events"]):
         frames, times = (event["start_frame"], event["end_frame"]), (event["start_s"], event["end_s"])
-        if not last_frame < frames[0] <= frames[1] < clip["num_frames"]:
+        if not last_frame < frames[0] <= frames[1] <= end_frame:
             before = f"; the event before ends at {last_frame}" if number else ""
-            yield f"event {number} goes from frame {frames[0]} to {frames[1]} of {clip['num_frames']}{before}"
+            yield f"event {number} goes from frame {frames[0]} to {frames[1]}, the track from {indices[0]} to {end_frame}{before}"
         if not (last_s - TOLERANCE_S <= times[0] < times[1] <= clip["end_s"] + TOLERANCE_S):
             within = "the event before ends" if number else "the clip starts"
             yield f"event {number} goes from {times[0]} to {times[1]} s; {within} at {last_s} s, and the clip ends at {clip['end_s']} s"

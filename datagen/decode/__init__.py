@@ -1,7 +1,8 @@
 """Decode: files to pixels, in a child process that may die or hang without harm.
 
 Failure codes, all in the `error_code` column: `missing_file`, `unreadable`, `empty_file`, `not_an_image`, `not_a_video`, `truncated`,
-`corrupt`, `no_video_stream`, `no_frames`, `unsupported_codec`, `bomb`, `out_of_memory`, `decoder_crashed`, `decode_timeout`.
+`corrupt`, `no_video_stream`, `no_frames`, `unsupported_codec`, `unsupported_media`, `bomb`, `out_of_memory`, `decoder_crashed`,
+`decode_timeout`.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ class DecodeStep:
             sample.fail(asset.failure.code, asset.failure.message)
             return
         if asset.media_type != "image":
-            raise ValueError(f"{asset.uri} is a {asset.media_type}; the decode step is for images")
+            sample.fail("unsupported_media", f"{asset.uri} is a {asset.media_type}; this step reads images alone")
+            return
         try:
             path = path_of_uri(asset.uri)
         except SourceError as error:

@@ -12,10 +12,6 @@ from datagen.records import DecodedFrame, Handover, Prompt, Track, TrackFrame
 NewTrackId = Callable[[], str]
 
 
-class ReadAgain(Exception):
-    """The clip did not fit into the device's memory; less is asked of it now, so start over with its first frame."""
-
-
 @dataclass(slots=True)
 class ClipObject:
     """One object to follow. prompts: position among the clip's sampled frames -> prompt."""
@@ -54,7 +50,7 @@ class ClipPerceiver(Protocol):
         """Follow the given objects; with `new_track_id` also look for others, and call it for each.
 
         frames: exactly those of `scene.sampled`, in order. Raises PromptError for a prompt that makes no sense, ModelOutputError
-        (`out_of_memory`), ReadAgain, and ClusterError when the device is broken.
+        (`out_of_memory`), MemoryShortError, and ClusterError when the device is broken.
         """
 
 

@@ -17,11 +17,11 @@ from itertools import chain, islice
 import numpy as np
 import torch
 
-from datagen.errors import ClusterError, ModelOutputError
+from datagen.errors import ClusterError, MemoryShortError, ModelOutputError
 from datagen.job import PerceiveOptions
 from datagen.masks import box_iou, mask_iou
 from datagen.pam.tracker import Tracker
-from datagen.perceive.clips import ClipFindings, ClipObject, ClipScene, NewTrackId, ReadAgain, handover_prompt
+from datagen.perceive.clips import ClipFindings, ClipObject, ClipScene, NewTrackId, handover_prompt
 from datagen.perceive.everything import Candidate, find_candidates
 from datagen.perceive.tracking import track_clip
 from datagen.records import DecodedFrame, Event, Frame, Handover, Prompt, Track, TrackFrame
@@ -60,7 +60,7 @@ class PamClipPerceiver:
                 raise ModelOutputError(f"one object of one frame does not fit into the memory: {error}", code="out_of_memory") from None
             self._objects_per_call //= 2  # stays so: the clips after this one are likely as crowded
         torch.cuda.empty_cache()
-        raise ReadAgain
+        raise MemoryShortError("the clip is tried again with fewer objects per call")
 
     def _perceive(
         self, scene: ClipScene, frames: Iterator[DecodedFrame], objects: Sequence[ClipObject], new_track_id: NewTrackId | None
@@ -193,7 +193,8 @@ def _events(track: Track, segment: ClipScene, indices: Sequence[int]) -> list[Ev
     if track.tokens is None or all(seen.mask is None for seen in track.frames):
         return []
     tokens = replace(track.tokens, frame_indices=[indices[position] for position in track.tokens.frame_indices])
-    return [Event(segment.sampled[0][1], segment.end_s, indices[0], indices[-1], tokens)]
+    start_frame, start_s = segment.sampled[track.tokens.frame_indices[0]]
+    return [Event(start_s, segment.end_s, start_frame, indices[-1], tokens)]
 
 
 def _track(number: int, track_id: str, path: _Path) -> Track:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from datagen.errors import ClusterError, DatagenError, DecodeError, JobError, ModelLoadError, PromptError
-from datagen.perceive.clips import ClipFindings, ClipObject, ClipPerceiver, ClipScene, ReadAgain
+from datagen.errors import ClusterError, DatagenError, DecodeError, JobError, MemoryShortError, ModelLoadError, PromptError
+from datagen.perceive.clips import ClipFindings, ClipObject, ClipPerceiver, ClipScene
 from datagen.perceive.prompts import check_prompt, merge_prompts
 from datagen.records import Asset, Clip, ClipSpan, DecodedFrame, Handover, Prompt, ResumePoint, Sample, SpanPlan, VideoInfo, track_id_of
 
@@ -181,7 +181,7 @@ class _Walk:
                     raise DecodeError("other frames decode each time that the file is read", code="corrupt") from None
                 # Read once more, to know which frames there are.
                 sampled = [(frame.frame_index, frame.timestamp_s) for frame in self.video.frames(span)]
-            except ReadAgain:
+            except MemoryShortError:
                 continue
 
     def _look_at(self, span: ClipSpan, plan: SpanPlan, frames: Iterator[DecodedFrame], handovers: Sequence[Handover]) -> ClipFindings:
