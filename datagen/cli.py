@@ -93,6 +93,8 @@ def plan(
 def check(dataset: Dataset, as_json: AsJson = False) -> None:
     """Prove a dataset's invariants; exit 1 and name every violation otherwise.
 
+    A video that a run was stopped in is counted as unfinished and is no violation: the next run goes on with it.
+
     Example: `datagen check corpus/`
     """
     from datagen.check import check_dataset
@@ -106,7 +108,7 @@ def check(dataset: Dataset, as_json: AsJson = False) -> None:
 
 @app.command()
 def stats(dataset: Dataset, as_json: AsJson = False) -> None:
-    """Count a dataset: assets by status, regions, labels, text lengths, failures by code, tokens.
+    """Count a dataset: assets by status, regions, labels, text lengths, failures by code, tokens; clips, tracks and events of videos.
 
     Example: `datagen stats corpus/`
     """

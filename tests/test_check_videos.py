@@ -164,7 +164,7 @@ def test_a_row_twice_in_a_part_is_found(root, table, code):
 # --- the clips of a video --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("clip_index", "said"), [(0, "the clips are 1, 2"), (1, "the clips are 0, 2"), (2, "the clips are 0, 1")])
+@pytest.mark.parametrize(("clip_index", "said"), [(0, "the clips are 1-2"), (1, "the clips are 0, 2"), (2, "the clips are 0-1")])
 def test_a_lost_clip_of_a_finished_video_is_found(root, clip_index, said):
     remove_clip(root, 21, clip_index)
     (violation,) = check_dataset(str(root)).violations

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import count, pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count, groupby, pairwise
 from typing import Any, NamedTuple
 
 from datagen.check.parts import batches, damage
@@ -59,8 +59,8 @@ class VideoCheck:
         self._left.difference_update(names.values())
         is_counted = len(names) == num_clips and num_clips == max(names, default=-1) + 1 > 0
         if not is_counted:
-            found = f"the clips are {', '.join(map(str, names)) or 'none'}"
-            self._report.add("clip_count", f"num_clips says {num_clips}, {found}", table="assets", part=part, id=asset_id)
+            message = f"num_clips says {num_clips}, the clips are {_ranges(names) or 'none'}"
+            self._report.add("clip_count", message, table="assets", part=part, id=asset_id)
         totals = VideoTotals()
         clips = [clip for name in names.values() if (clip := self._read(name, totals)) is not None]
         self._check_order(clips, ends=is_counted and len(clips) == num_clips)
@@ -181,3 +181,9 @@ class VideoCheck:
                 wrong.setdefault(_CODES.get(name, "video_row"), []).append(f"{name} is {row[name]!r}, from the clips {value!r}")
         for code, differences in wrong.items():
             self._report.add(code, "; ".join(differences), table="assets", part=part, id=row["asset_id"])
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Rising numbers in few words: `0-4, 6`."""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda item: item[1] - item[0])]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

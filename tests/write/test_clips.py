@@ -224,7 +224,7 @@ def expected(tmp_path_factory):
     return tables(root)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(crashes=st.lists(st.integers(2, 40), max_size=4), seed=st.integers(0, 1000))
 def test_crashes_at_any_change_lose_nothing_and_repeat_nothing(tmp_path, expected, crashes, seed):
     root = tmp_path / "out"
