@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from datagen import graph
 from datagen.errors import ClusterError, JobError
 from datagen.guard import CRASHES, LedgerClient
+from datagen.interrupts import held_back
 from datagen.job import Job
 from datagen.records import Asset
 from datagen.sources import open_source
@@ -157,8 +158,9 @@ def _stream(
     try:
         with graph.started(plan) as ledger, _polling(ledger, summary, progress):
             for part in _parts(plan, ledger, todo):
-                publish_part(store, part)
-                summary.add(part)
+                with held_back():
+                    publish_part(store, part)
+                    summary.add(part)
         status = "finished"
         store.delete(CRASHES)
     except KeyboardInterrupt:
