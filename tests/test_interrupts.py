@@ -26,9 +26,13 @@ def test_ctrl_c_waits_for_the_end_of_what_must_stay_whole() -> None:
 
 
 def test_an_error_counts_more_than_ctrl_c() -> None:
-    with pytest.raises(OSError, match="disk full"), held_back():
-        signal.raise_signal(signal.SIGINT)
-        raise OSError("disk full")
+    def commit() -> None:
+        with held_back():
+            signal.raise_signal(signal.SIGINT)
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        commit()
 
 
 def test_other_threads_commit_too() -> None:
