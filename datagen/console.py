@@ -19,7 +19,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from datagen.check import CheckReport
     from datagen.pam.inspection import CheckpointReport
-    from datagen.run import RunSummary
+    from datagen.summary import RunSummary
 
 PLAIN_EVERY_S = 10.0
 SHOWN = 50
@@ -57,8 +57,9 @@ def noise_to(log: Path) -> Iterator[TextIO]:
 
 
 def _rates(counters: dict[str, int], seconds: float) -> str:
-    words = {"describe": "samples/s", "regions": "regions/s", "output_tokens": "tokens/s"}
-    rates = " ".join(f"{counters.get(name, 0) / max(seconds, 1e-3):.1f} {word}" for name, word in words.items())
+    words = {"describe": "samples/s", "regions": "regions/s", "clips": "clips/s", "tracks": "tracks/s", "output_tokens": "tokens/s"}
+    shown = {name: word for name, word in words.items() if counters.get(name) or name == "output_tokens"}
+    rates = " ".join(f"{counters.get(name, 0) / max(seconds, 1e-3):.1f} {word}" for name, word in shown.items())
     failed = counters.get("failed", 0)
     return rates + (f" · {failed} failed" if failed else "")
 
@@ -84,7 +85,7 @@ class RunProgress:
 
     def __call__(self, summary: RunSummary) -> None:
         """Show how far the run is."""
-        done, news, now = summary.counters.get("describe", 0), self._news(summary.counters), time.monotonic()
+        done, news, now = summary.counters.get("describe", 0) + summary.videos, self._news(summary.counters), time.monotonic()
         if self._bar and self._task is not None:
             self._bar.update(self._task, total=summary.todo, completed=done, news=news)
         elif now - self._last >= PLAIN_EVERY_S and news != self._shown:
@@ -93,12 +94,13 @@ class RunProgress:
 
     def _news(self, counters: dict[str, int]) -> str:
         """Rates since the first sample was decoded; before the first text, what comes before it."""
-        if not counters.get("decode"):
+        if not counters.get("decode") and not counters.get("clips"):
             return "starting workers"
         if self._first_decoded is None:
             self._first_decoded = time.monotonic()
-        if not counters.get("describe"):
-            return f"{counters['decode']} decoded, {counters.get('perceive', 0)} perceived"
+        before = ", ".join(f"{counters[step]} {step}d" for step in ("decode", "perceive") if counters.get(step))
+        if before and not counters.get("output_tokens"):
+            return before
         return _rates(counters, time.monotonic() - self._first_decoded)
 
     def __enter__(self) -> RunProgress:
@@ -130,16 +132,20 @@ def print_run(console: Console, summary: RunSummary) -> None:
     table.add_row("assets", counts or "none finished")
     if summary.done_before:
         table.add_row("before", f"{summary.done_before} done by earlier runs")
-    table.add_row("regions", f"{summary.regions} in {summary.parts} parts")
+    if summary.regions or not summary.clips:
+        table.add_row("regions", f"{summary.regions} in {summary.parts - summary.clips} parts")
+    if summary.clips:
+        table.add_row("tracks", f"{summary.tracks} in {summary.clips} clips")
     usage = summary.usage
     if usage["prompt_tokens"]:
         cached = usage["cached_tokens"] / usage["prompt_tokens"]
         table.add_row(
             "tokens", f"{usage['prompt_tokens']:,} prompt ({cached:.0%} from the prefix cache), {usage['output_tokens']:,} output"
         )
-    rate = summary.regions / summary.seconds if summary.seconds else 0.0
-    table.add_row("time", f"{summary.seconds:.1f} s with start-up, {rate:.2f} regions/s")
-    for title, reasons in (("failed", summary.failures), ("dropped", summary.dropped)):
+    made = {"regions": summary.regions, "tracks": summary.tracks}
+    rates = ", ".join(f"{count / summary.seconds:.2f} {name}/s" for name, count in made.items() if count and summary.seconds)
+    table.add_row("time", f"{summary.seconds:.1f} s with start-up" + (f", {rates}" if rates else ""))
+    for title, reasons in (("failed", summary.failures), ("dropped", summary.dropped), ("skipped", summary.skipped)):
         if reasons:
             table.add_row(title, ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()))
     table.add_row("dataset", escape(summary.output))
@@ -161,7 +167,13 @@ def print_check(console: Console, report: CheckReport) -> None:
     if total > SHOWN:
         console.print(f"... {total - SHOWN} more; --json lists them")
     verdict = f"[red]{total} violations[/red]" if total else "[green]every invariant holds[/green]"
-    console.print(f"{verdict}: {report.num_assets} assets and {report.num_regions} regions in {report.num_parts} parts", soft_wrap=True)
+    counts = f"{report.num_assets} assets and {report.num_regions} regions"
+    if report.num_clips:
+        counts = f"{report.num_assets} assets, {report.num_regions} regions, {report.num_clips} clips and {report.num_tracks} tracks"
+    console.print(f"{verdict}: {counts} in {report.num_parts} parts", soft_wrap=True)
+    if report.num_unfinished_videos:
+        left = f"{report.num_unfinished_videos} videos are unfinished ({report.num_unfinished_clips} clips so far)"
+        console.print(f"{left}; run the job again to go on with them", soft_wrap=True)
 
 
 def print_plan(console: Console, plan: dict[str, Any]) -> None:

@@ -73,7 +73,9 @@ class SourceOptions(Options):
     media_root: str | None = Field(
         None, description="folder that relative URIs of a manifest or COCO file start from; left out: beside that file"
     )
-    media: Literal["image", "video"] = Field("image", description="what is listed from a folder; the other kind is skipped and counted")
+    media: Literal["image", "video", "any"] = Field(
+        "image", description="what is listed from a folder; the other kind is skipped and counted"
+    )
     coco_prompt: Literal["box", "mask"] = Field("box", description="which part of a COCO annotation becomes the prompt")
     reprocess_changed: bool = Field(False, description="count a file whose size or time changed as a new asset")
 
@@ -117,6 +119,9 @@ class TrackOptions(Options):
     objects_per_call: Positive = Field(16, description="objects that share a call of memory attention and mask decoder")
     backward: bool = Field(True, description="also follow an object through the frames before its first prompt")
     handover: Literal["box", "mask", "box+mask"] = Field("box+mask", description="what of an object's last mask asks the next clip for it")
+    find_at: Fraction = Field(
+        0.0, description="without prompts, where in each clip new objects are looked for: 0 its first frame, 1 its last"
+    )
     segment_frames: int | None = Field(None, ge=1, description="stream: sampled frames per segment, each captioned after the one before")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datagen.write.card import write_card
-from datagen.write.clips import FinishedVideo, VideoProgress, publish_video_assets, resume_videos
+from datagen.write.clips import FinishedVideo, VideoProgress, committed_clips, publish_video_assets, resume_videos
 from datagen.write.done import DoneSet, done_assets
 from datagen.write.layout import RunRecord, open_dataset, other_options, prepare_output, run_records, weight_hashes
 from datagen.write.parts import StagedClip, StagedPart, part_id_of, publish_part, stage_clip, stage_part, sweep
@@ -19,6 +19,7 @@ __all__ = [
     "Store",
     "VideoProgress",
     "arrow_schema",
+    "committed_clips",
     "done_assets",
     "open_dataset",
     "open_store",

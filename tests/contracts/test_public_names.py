@@ -1,8 +1,11 @@
 """Names that others import. Removing or renaming one breaks them: change this list knowingly, with a line in the CHANGELOG."""
 
 import importlib
+from typing import get_args
 
 import pytest
+
+from datagen.check.report import Code
 
 PUBLIC = {
     "datagen.write": {
@@ -18,6 +21,7 @@ PUBLIC = {
             "StagedPart",
             "Store",
             "arrow_schema",
+            "committed_clips",
             "done_assets",
             "open_dataset",
             "open_store",
@@ -35,6 +39,7 @@ PUBLIC = {
             "write_card",
         ),
     },
+    "datagen.check": {"CheckReport", "Violation", "check_dataset"},
     "datagen.job": {"LANGUAGES", "TASKS", "Job", "job_schema", "load_job", "parse_job", "row_options"},
 }
 USED = {
@@ -50,8 +55,20 @@ USED = {
         "ClusterError",
     ),
     "datagen.check": ("CheckReport", "Violation", "check_dataset"),
+    "datagen.masklets": ("Masklet", "masklet"),
     "datagen.stats": ("dataset_stats", "render_stats"),
     "datagen.run": ("RunSummary", "plan_job", "run_job"),
+}
+# What scripts may react to in the report of `datagen check`.
+VIOLATIONS = {
+    *("marker", "debris", "unexpected_file", "orphan_part", "unreadable_part", "schema", "empty_part"),
+    *("part_name", "part_id", "unknown_run", "mixed_runs"),
+    *("lost_asset", "duplicate_asset", "media_type", "status", "failed_row", "asset_size"),
+    *("region_count", "track_count", "clip_count", "video_row"),
+    *("duplicate_region", "stray_region", "region_id", "mask", "area", "box"),
+    *("duplicate_clip", "stray_clip", "clip_id", "clip_times", "last_clip", "handover"),
+    *("duplicate_track", "stray_track", "track_id", "object_index", "track_times"),
+    *("frame_index", "timestamp", "object_score", "prompt_frame", "event"),
 }
 
 
@@ -64,3 +81,7 @@ def test_exported_names_are_the_documented_ones(module):
 def test_names_that_others_import_are_there_and_explained(module):
     for name in USED[module]:
         assert getattr(importlib.import_module(module), name).__doc__, f"{module}.{name}"
+
+
+def test_codes_of_violations_are_stable():
+    assert set(get_args(Code)) == VIOLATIONS
