@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 import common
 import numpy as np
 import torch
+from video_memory import peak_mb
 
 from datagen.job import ModelOptions
 from datagen.pam.checkpoint import resolve_model
@@ -95,11 +95,6 @@ def load_tracker(checkpoint: Path) -> Tracker:
     """A tracker on one thread: CPU time is then the work itself, without threads that wait for each other."""
     torch.set_num_threads(1)
     return Tracker(load_front_end(resolve_model(ModelOptions(checkpoint=str(checkpoint)))))
-
-
-def peak_mb() -> float:
-    """Peak resident memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure_length(checkpoint: Path, num_frames: int, num_objects: int) -> dict[str, float]:
