@@ -10,6 +10,7 @@ Runs in the decoding child (worker.py): the bytes may be hostile. In other proce
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -29,7 +30,7 @@ from datagen.decode.orientation import orientation_of
 from datagen.decode.packets import TOLERANCE_S, has_no_presentation_times, read_timetable
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions
-from datagen.records import DecodedFrame, VideoInfo
+from datagen.records import DecodedFrame, SpanPlan, VideoInfo
 
 _KEYS_TRIED = 3
 
@@ -116,10 +117,10 @@ class VideoFile:
                 break
             if shown.timestamp_s < start_s - TOLERANCE_S or shown.frame_index <= after_index:
                 continue
-            if previous is not None and self._is_sampled(previous, shown.timestamp_s, start_s):
+            if previous is not None and self._is_sampled(previous.timestamp_s, shown.timestamp_s, start_s):
                 yield previous
             previous = shown
-        if previous is not None and self._is_sampled(previous, min(end_s, self.info.duration_s), start_s):
+        if previous is not None and self._is_sampled(previous.timestamp_s, min(end_s, self.info.duration_s), start_s):
             yield previous
 
     def frames(self, start_s: float) -> Iterator[Shown]:
@@ -150,11 +151,22 @@ class VideoFile:
         small = self._converter.reformat(picture, *size, format="bgr24", interpolation="AREA", threads=1)
         return np.asarray(small.to_ndarray(), dtype=np.uint8)
 
-    def _is_sampled(self, shown: Shown, until_s: float, start_s: float) -> bool:
+    def planned(self, start_s: float, end_s: float | None = None) -> SpanPlan:
+        """What `sampled` will give of a span when every frame of it decodes, from the timetable alone."""
+        table, end_s = self.timetable, self.info.duration_s + 1 if end_s is None else end_s
+        first, end = (bisect_left(table.times, table.times[0] + (second - TOLERANCE_S) / table.time_base) for second in (start_s, end_s))
+        times = [table.second_of(index) for index in range(first, end)]
+        until = [*times[1:], min(end_s, self.info.duration_s)]
+        rows = zip(range(first, end), times, until, strict=True)
+        sampled = [(index, time_s) for index, time_s, until_s in rows if self._is_sampled(time_s, until_s, start_s)]
+        return SpanPlan(first, end, sampled)
+
+    def _is_sampled(self, time_s: float, until_s: float, start_s: float) -> bool:
+        """Whether a frame on the screen from `time_s` to `until_s` is there at start_s + n / fps for some n."""
         fps = self._options.fps
         if fps is None:
             return True
-        instant = math.ceil((shown.timestamp_s - TOLERANCE_S - start_s) * fps)
+        instant = math.ceil((time_s - TOLERANCE_S - start_s) * fps)
         return start_s + max(instant, 0) / fps < until_s - TOLERANCE_S
 
     # --- position ------------------------------------------------------------------------------------------------------------
