@@ -93,13 +93,14 @@ class RunProgress:
             self._console.print(f"{done}/{summary.todo} samples · {news}", soft_wrap=True)
 
     def _news(self, counters: dict[str, int]) -> str:
-        """Rates since the first sample was decoded; before the first text, what comes before it."""
-        if not counters.get("decode") and not counters.get("clips"):
+        """Rates since the first sample was decoded or tracked; before the first text, what comes before it."""
+        steps = {"decode": "decoded", "perceive": "perceived", "clips_tracked": "clips tracked"}
+        before = ", ".join(f"{counters[step]} {word}" for step, word in steps.items() if counters.get(step))
+        if not before:
             return "starting workers"
         if self._first_decoded is None:
             self._first_decoded = time.monotonic()
-        before = ", ".join(f"{counters[step]} {step}d" for step in ("decode", "perceive") if counters.get(step))
-        if before and not counters.get("output_tokens"):
+        if not counters.get("output_tokens"):
             return before
         return _rates(counters, time.monotonic() - self._first_decoded)
 

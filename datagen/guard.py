@@ -360,6 +360,7 @@ class GuardedClips:
             if done is None or done.clip is None:
                 return
             done.attempts = max(done.attempts, crashes + 1)
+            self._ledger.tell("count", {"clips_tracked": 1})
             yield done
             index, start_s = index + 1, done.clip.end_s
 
