@@ -154,7 +154,8 @@ def plan_job(job: Job) -> dict[str, Any]:
     source_input, output = _required(job)
     summary = RunSummary(run_id="", output=output)
     store = open_store(output)
-    for _ in _todo(open_source(job.source), done_assets(store), summary, None):
+    source = open_source(job.source)
+    for _ in _todo(source, done_assets(store), summary, None):
         pass
     workers = graph.pools(job, graph.resources(job))
     return {
@@ -163,6 +164,7 @@ def plan_job(job: Job) -> dict[str, Any]:
         "listed": summary.listed,
         "done": summary.done_before,
         "left": summary.todo,
+        "skipped": dict(source.skipped),
         "parts": math.ceil(summary.todo / job.write.assets_per_part),
         "workers": {step: pool.model_dump() for step, pool in workers.items()},
         "warnings": _continued(store, job),

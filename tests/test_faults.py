@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 
@@ -28,3 +29,15 @@ def test_an_unknown_fault_is_refused(set_faults):
     set_faults({"decode": {"kil_if_uri": "x"}})
     with pytest.raises(JobError, match="kil_if_uri"):
         faults.fault_point("decode", "a.png")
+
+
+def test_a_delay_can_be_for_some_assets_only(set_faults):
+    set_faults({"decode": {"delay_s": 0.2, "delay_if_uri": "slow"}, "write": {"delay_s": 0.2}})
+
+    def seconds(place: str, uri: str) -> float:
+        started = time.monotonic()
+        faults.fault_point(place, uri)
+        return time.monotonic() - started
+
+    assert seconds("decode", "quick.png") < 0.2 <= seconds("decode", "slow.png")
+    assert seconds("write", "quick.png") >= 0.2

@@ -125,6 +125,18 @@ def test_going_on_with_other_options_is_a_warning_that_names_them(tmp_path: Path
     assert ["describe.languages" in str(record["summary"]["warnings"]) for record in records] == [False, True]
 
 
+def test_what_is_not_for_this_job_is_counted(tmp_path: Path, photos: Path) -> None:
+    (photos / "clip.mp4").write_bytes(b"a film")
+    (photos / "notes.txt").write_text("hello")
+    arguments = ("-i", photos, "-o", tmp_path / "out")
+    for command in ("plan", "run", "run"):
+        assert "1 video, 1 other file" in datagen(command, job(tmp_path), *arguments).stdout
+
+    for picture in photos.glob("*.png"):
+        picture.unlink()
+    assert "no assets for this job; skipped: 1 video, 1 other file" in datagen("run", job(tmp_path), *arguments).stdout
+
+
 def test_help_is_everywhere() -> None:
     for command in ([], ["run"], ["plan"], ["check"], ["stats"], ["model"], ["model", "show"], ["model", "prepare"]):
         result = datagen(*command, "--help")
