@@ -69,7 +69,7 @@ class RunProgress:
 
     def __init__(self, screen: TextIO) -> None:
         self._console = Console(file=screen, highlight=False)
-        self._first_decoded: float | None = None
+        self._first: float | None = None
         self._last, self._shown = 0.0, ""
         columns = (
             TextColumn("[bold]{task.description}"),
@@ -93,15 +93,15 @@ class RunProgress:
             self._console.print(f"{done}/{summary.todo} samples · {news}", soft_wrap=True)
 
     def _news(self, counters: dict[str, int]) -> str:
-        """Rates since the first sample was decoded; before the first text, what comes before it."""
-        if not counters.get("decode") and not counters.get("clips"):
-            return "starting workers"
-        if self._first_decoded is None:
-            self._first_decoded = time.monotonic()
-        before = ", ".join(f"{counters[step]} {step}d" for step in ("decode", "perceive") if counters.get(step))
-        if before and not counters.get("output_tokens"):
-            return before
-        return _rates(counters, time.monotonic() - self._first_decoded)
+        """Rates since there was a sample and a language model; until then, how far it is."""
+        before = [f"{counters[step]} {step}d" for step in ("decode", "perceive") if counters.get(step)]
+        if not counters.get("describe_workers"):
+            return ", ".join([*before, "loading models"])
+        if not before and not counters.get("clips"):
+            return "waiting for the first sample"
+        if self._first is None:
+            self._first = time.monotonic()
+        return _rates(counters, time.monotonic() - self._first)
 
     def __enter__(self) -> RunProgress:
         if self._bar:

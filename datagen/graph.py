@@ -165,8 +165,8 @@ def resources(job: Job) -> dict[str, float]:
 
 
 def _embedded_cpus(job: Job) -> int:
-    # Logical: four steps must fit at once, also on the smallest machine.
-    return job.run.num_cpus or max(os.cpu_count() or 1, 4)
+    # Logical: four steps must fit at once, also on the smallest machine, and two threads of the language model.
+    return job.run.num_cpus or max(os.cpu_count() or 1, 6)
 
 
 def pools(job: Job, cluster: dict[str, float]) -> dict[str, Pool]:
@@ -174,10 +174,13 @@ def pools(job: Job, cluster: dict[str, float]) -> dict[str, Pool]:
     cpus, gpus = cluster.get("CPU", 1.0), int(cluster.get("GPU", 0))
     uses_gpu = gpus > 0
     models = max(1, gpus) if uses_gpu else max(1, int(cpus) // 8)
+    # Without a GPU a worker computes with as many threads as it has CPUs, and the language model has the most to do.
+    threads = 1 if uses_gpu else max(1, int((cpus / models - 2) * 2 / 3))
+    on_gpu = {"perceive": 0.3 * (uses_gpu and job.perceive.engine == "pam"), "describe": 0.7 * (uses_gpu and job.describe.engine != "fake")}
     wanted = {
         "decode": Pool(num_cpus=0.5, num_gpus=0, min_workers=1, max_workers=max(1, int(cpus) // 2)),
-        "perceive": Pool(num_cpus=1, num_gpus=0.3 * (uses_gpu and job.perceive.engine == "pam"), min_workers=models, max_workers=models),
-        "describe": Pool(num_cpus=1, num_gpus=0.7 * (uses_gpu and job.describe.engine != "fake"), min_workers=models, max_workers=models),
+        "perceive": Pool(num_cpus=max(1, threads // 2), num_gpus=on_gpu["perceive"], min_workers=models, max_workers=models),
+        "describe": Pool(num_cpus=threads, num_gpus=on_gpu["describe"], min_workers=models, max_workers=models),
         "write": Pool(num_cpus=0.25, num_gpus=0, min_workers=1, max_workers=max(1, int(cpus))),
     }
     given = {"decode": job.decode.pool, "perceive": job.perceive.pool, "describe": job.describe.pool, "write": job.write.pool}

@@ -1,5 +1,5 @@
 import json
-import time
+import threading
 
 import pytest
 
@@ -31,13 +31,12 @@ def test_an_unknown_fault_is_refused(set_faults):
         faults.fault_point("decode", "a.png")
 
 
-def test_a_delay_can_be_for_some_assets_only(set_faults):
-    set_faults({"decode": {"delay_s": 0.2, "delay_if_uri": "slow"}, "write": {"delay_s": 0.2}})
-
-    def seconds(place: str, uri: str) -> float:
-        started = time.monotonic()
-        faults.fault_point(place, uri)
-        return time.monotonic() - started
-
-    assert seconds("decode", "quick.png") < 0.2 <= seconds("decode", "slow.png")
-    assert seconds("write", "quick.png") >= 0.2
+def test_a_place_can_be_held_until_a_file_is_there(set_faults, tmp_path):
+    set_faults({"decode": {"wait_for": str(tmp_path / "go")}})
+    thread = threading.Thread(target=faults.fault_point, args=("decode", "a.png"))
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive()
+    (tmp_path / "go").touch()
+    thread.join(5)
+    assert not thread.is_alive()

@@ -32,9 +32,16 @@ def test_strided_arrays_travel_too() -> None:
 
 
 def test_a_laptop_gets_one_worker_of_each_and_no_gpu() -> None:
-    sizes = pools(parse_job({}), {"CPU": 4.0})
+    sizes = pools(parse_job({}), {"CPU": 6.0})
     assert {step: pool.min_workers for step, pool in sizes.items()} == {"decode": 1, "perceive": 1, "describe": 1, "write": 1}
     assert all(not pool.num_gpus for pool in sizes.values())
+    assert (sizes["perceive"].num_cpus, sizes["describe"].num_cpus) == (1, 2)
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 4, 6, 8, 16, 64, 96])
+def test_without_a_gpu_every_step_fits_and_leaves_room_for_writing(cpus: int) -> None:
+    sizes = pools(parse_job({}), {"CPU": float(cpus)})
+    assert sum(pool.num_cpus * pool.min_workers for pool in sizes.values()) + 1 <= max(cpus, 4)
 
 
 def test_every_gpu_gets_a_perceive_and_a_describe_worker() -> None:
