@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +93,30 @@ def started(plan: Plan) -> Iterator[LedgerClient]:
             ray.shutdown()
 
 
-def run_images(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Iterator[StagedPart]:
+class Waiting:
+    """Samples before their first step, in order. Packed: as objects, a wave of them would cost the driver a kilobyte each."""
+
+    def __init__(self) -> None:
+        self._packed: list[bytes] = []
+        self._last: list[Sample] = []
+
+    def append(self, sample: Sample) -> None:
+        """Add one."""
+        self._last.append(sample)
+        if len(self._last) == BLOCK_ROWS:
+            self._packed.append(zlib.compress(pickle.dumps(self._last), 1))
+            self._last = []
+
+    def __len__(self) -> int:
+        return BLOCK_ROWS * len(self._packed) + len(self._last)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for packed in self._packed:
+            yield from pickle.loads(zlib.decompress(packed))
+        yield from self._last
+
+
+def run_images(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[StagedPart]:
     """Run one wave of images through the six steps. Yields staged parts as they finish, in any order."""
     if plan.job.run.executor == "ray":
         yield from _images_on_ray(plan, ledger, samples)
@@ -196,14 +220,14 @@ def _complete(given: Pool, default: Pool) -> Pool:
     return Pool(**values)
 
 
-def _images_on_ray(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Iterator[StagedPart]:
+def _images_on_ray(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[StagedPart]:
     import ray
 
     sizes, job = pools(plan.job, ray.cluster_resources()), plan.job
     workers = sum(pool.max_workers or 1 for pool in sizes.values())
     # Large enough to pay a block's scheduling, small enough that every worker gets some.
     rows = max(1, min(BLOCK_ROWS, math.ceil(len(samples) / (2 * workers))))
-    dataset = ray.data.from_arrow([to_table(chunk) for chunk in _chunks(samples, rows)])
+    dataset = ray.data.from_blocks([to_table(chunk) for chunk in _chunks(samples, rows)])
     batches = {"decode": job.decode.batch_size, "perceive": job.perceive.batch_size, "describe": job.describe.batch_size}
     for name, make in step_factories(plan).items():
         dataset = _with_step(dataset, name, (name, make, ledger), sizes[name], batches[name], job)
@@ -218,7 +242,7 @@ def _videos_on_ray(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> I
     context = ray.data.DataContext.get_current()
     before, context.target_max_block_size = context.target_max_block_size, 1
     try:  # every clip is a block of its own, handed on as soon as it is there; the dataset keeps a copy of the context
-        dataset = ray.data.from_arrow([to_table([sample]) for sample in samples])
+        dataset = ray.data.from_blocks([to_table([sample]) for sample in samples])
     finally:
         context.target_max_block_size = before
     dataset = _with_step(dataset, "clips", ("perceive", clip_step_factory(plan), ledger, plan.output), sizes["perceive"], 1, job)

@@ -241,15 +241,14 @@ def _expected(todo: Iterable[tuple[int, Asset]], committer: Committer, videos: V
         yield Sample(index, asset, resume=videos.resume_point(asset.asset_id) if asset.media_type == "video" else None)
 
 
-def _waves(todo: Iterator[Sample], size: int) -> Iterator[tuple[list[Sample], list[Sample]]]:
+def _waves(todo: Iterator[Sample], size: int) -> Iterator[tuple[graph.Waiting, list[Sample]]]:
     """Images and videos, in the order of the listing, at most `size` images or VIDEOS_PER_WAVE videos at a time."""
-    images: list[Sample] = []
-    videos: list[Sample] = []
+    images, videos = graph.Waiting(), list[Sample]()
     for sample in todo:
         (videos if sample.asset.media_type == "video" else images).append(sample)
         if len(images) == size or len(videos) == VIDEOS_PER_WAVE:
             yield images, videos
-            images, videos = [], []
+            images, videos = graph.Waiting(), []
     if images or videos:
         yield images, videos
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datagen.graph import from_table, pools, to_table
+from datagen.graph import Waiting, from_table, pools, to_table
 from datagen.job import parse_job
 from datagen.records import Asset, RegionTokens, Sample
 
@@ -55,3 +55,13 @@ def test_the_job_overrides_the_defaults() -> None:
     sizes = pools(job, {"CPU": 64.0, "GPU": 8.0})
     assert (sizes["perceive"].min_workers, sizes["perceive"].max_workers, sizes["perceive"].num_gpus) == (2, 2, 0.25)
     assert (sizes["describe"].min_workers, sizes["describe"].max_workers) == (3, 8)
+
+
+def test_waiting_samples_come_out_as_they_went_in() -> None:
+    waiting = Waiting()
+    assert not waiting
+    for index in range(150):
+        waiting.append(Sample(index, Asset(f"{index:04x}", f"é {index}.png", extra={"n": index})))
+    assert len(waiting) == 150
+    for _ in range(2):
+        assert [(sample.index, sample.asset.extra["n"]) for sample in waiting] == [(index, index) for index in range(150)]
