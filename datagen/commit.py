@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from datagen.errors import ClusterError
+from datagen.interrupts import held_back
 from datagen.job import WriteOptions
 from datagen.summary import RunSummary
 from datagen.write import StagedPart, Store, VideoProgress, publish_part, publish_video_assets
 
 
 class Committer:
-    """Publishes staged parts and counts them in the summary. Raises ClusterError for an asset that comes back twice, WriteError."""
+    """Publishes staged parts and counts them in the summary; Ctrl-C waits until a commit is whole.
+
+    Raises ClusterError for an asset that comes back twice, WriteError.
+    """
 
     def __init__(self, store: Store, videos: VideoProgress, options: WriteOptions, summary: RunSummary) -> None:
         self._store, self._videos, self._options, self._summary = store, videos, options, summary
@@ -25,18 +29,21 @@ class Committer:
         """Asset number `index` is handed to the workers."""
         self._open.add(index)
 
+    @held_back()
     def images(self, part: StagedPart) -> None:
         """Commit a part of images."""
         self._open.tick(part.indices)
         publish_part(self._store, part)
         self._summary.add(part)
 
+    @held_back()
     def clip(self, part: StagedPart) -> None:
         """Commit a clip once those before it are; and the rows of finished videos, as soon as there are enough for a part."""
         for published in self._videos.publish(part):
             self._summary.add(published)
         self.videos(minimum=self._options.assets_per_part)
 
+    @held_back()
     def videos(self, minimum: int = 1) -> None:
         """Write the rows of the videos that are complete. After a crash before this, the next run finds them complete."""
         finished = self._videos.finished(minimum)
