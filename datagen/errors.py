@@ -10,7 +10,9 @@ DatagenError
     ModelOutputError  the model gave something unusable for one asset      a failed row
   SchemaError         a row does not fit the table's contract              stops the job
   WriteError          the output cannot be written                         exit 2 at the start, 3 later
-    OutputBusyError   another run holds the output's lease                 exit 2
+    OutputBusyError   another run holds the output's lease                 exit 4, try again later
+  StorageError        a bucket refuses: access, name, region, credentials  exit 2, stops the job; for one asset a failed row
+    StorageUnavailableError  a bucket gives no answer for a long time      exit 3, a rerun resumes
   ClusterError        the machine or the cluster broke                     exit 3, a rerun resumes
 """
 
@@ -102,6 +104,23 @@ class OutputBusyError(WriteError):
     """Another run holds the output's lease."""
 
     code = "output_busy"
+    exit_code = 4
+
+
+class StorageError(DatagenError):
+    """A bucket refuses. Codes: `access_denied`, `missing_bucket`, `wrong_region`, `no_credentials`, `bad_credentials`,
+    `expired_credentials`, `wrong_clock`, `archived`, `precondition`, `not_supported`, `storage`.
+    """
+
+    code = "storage"
+    exit_code = 2
+
+
+class StorageUnavailableError(StorageError):
+    """A bucket gives no answer for longer than the job's patience; a rerun resumes."""
+
+    code = "unavailable"
+    exit_code = 3
 
 
 class ClusterError(DatagenError):

@@ -26,7 +26,7 @@ from datagen.guard import Guarded, Ledger, LedgerClient, LocalLedger, RayLedger,
 from datagen.job import Job, Pool
 from datagen.perceive import make_perceive_step
 from datagen.records import Asset, Sample
-from datagen.write import StagedPart, open_store, stage_part
+from datagen.write import StagedPart, Store, open_store, stage_part
 
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy, Dataset
@@ -43,6 +43,11 @@ class Plan:
     run_id: str
     image_size: int
 
+    @property
+    def store(self) -> Store:
+        """The output, for a worker or the driver."""
+        return open_store(self.output, self.job.s3)
+
 
 def step_factories(plan: Plan) -> dict[str, Callable[[], Step]]:
     """The steps that live in long-lived workers, in order."""
@@ -58,20 +63,20 @@ def stage(plan: Plan, samples: list[Sample]) -> StagedPart:
     for sample in samples:
         fault_point("write", sample.asset.uri)
     finished = [assemble(sample, plan.job.assemble) for sample in samples]
-    return stage_part(open_store(plan.output), plan.run_id, finished, plan.job.write, region_row)
+    return stage_part(plan.store, plan.run_id, finished, plan.job.write, region_row)
 
 
 @contextmanager
 def started(plan: Plan) -> Iterator[LedgerClient]:
     """What the run needs besides its workers: Ray, unless the job runs in-process, and the ledger. Ends the Ray that it started."""
     if plan.job.run.executor == "inprocess":
-        yield LocalLedger(Ledger(plan.output, plan.job.run.crash_tries))
+        yield LocalLedger(Ledger(plan.store, plan.job.run.crash_tries))
         return
     import ray
 
     ours = start_ray(plan.job)
     try:
-        yield RayLedger.start(plan.output, plan.job.run.crash_tries)
+        yield RayLedger.start(plan.store, plan.job.run.crash_tries)
     finally:
         if ours:
             ray.shutdown()

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from datagen.errors import ClusterError, DatagenError, DecodeError, ModelOutputError, PromptError
 from datagen.faults import fault_point
 from datagen.records import Sample
-from datagen.write import open_store
+from datagen.write import Store
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ class Step(Protocol):
 class Ledger:
     """Who works on what, who died of it, and how far the run is. One per run; runs as an actor, or as a plain object in-process."""
 
-    def __init__(self, output: str, tries: int) -> None:
-        self._store = open_store(output)
+    def __init__(self, store: Store, tries: int) -> None:
+        self._store = store
         self._tries = tries
         self._holder: dict[tuple[str, str], str] = {}
         self._alone: set[tuple[str, str]] = set()
@@ -154,14 +154,14 @@ class RayLedger:
         self._handle = handle
 
     @classmethod
-    def start(cls, output: str, tries: int) -> RayLedger:
+    def start(cls, store: Store, tries: int) -> RayLedger:
         """Start the actor on the driver's node, so that it lives and dies with the driver."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Ledger)
-        return cls(actor.remote(output, tries))
+        return cls(actor.remote(store, tries))
 
     def ask(self, method: str, *args: Any) -> Any:
         """Call a ledger method and wait for its answer. Its DatagenError comes back as itself."""

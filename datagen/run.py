@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datagen import graph
-from datagen.errors import ClusterError, JobError
+from datagen.errors import ClusterError, JobError, StorageError
 from datagen.guard import CRASHES, LedgerClient
 from datagen.job import Job
 from datagen.records import Asset
+from datagen.share import cache_folder
 from datagen.sources import open_source
 from datagen.write import (
     DoneSet,
@@ -36,6 +37,7 @@ from datagen.write import (
     weight_hashes,
     write_card,
 )
+from datagen.write.store import META
 
 if TYPE_CHECKING:
     from datagen.pam.checkpoint import ModelFiles
@@ -126,7 +128,7 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -
     source_input, output = _required(job)
     source = open_source(job.source)
     model = _resolve(job)
-    store = open_store(output)
+    store = open_store(output, job.s3)
     record = RunRecord.new(job)
     summary = RunSummary(run_id=record.run_id, output=output)
     with store.lease({"run_id": record.run_id, "job": job.name, "input": source_input}):
@@ -136,7 +138,7 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -
         first = next(todo, None)
         if first is None:
             return summary
-        with screen(default_log_path(output, record.run_id)) as progress:
+        with _logged(store, record.run_id, screen) as progress:
             logger.info("run %s; left over from an earlier run and removed: %s", record.run_id, removed)
             image_size = _note_model(record, job, model)
             record.write(store, status="running")
@@ -197,7 +199,7 @@ def plan_job(job: Job) -> dict[str, Any]:
     """List the input against the output, and say which workers a run would start on this machine or cluster. Writes nothing."""
     source_input, output = _required(job)
     summary = RunSummary(run_id="", output=output)
-    done = done_assets(open_store(output))
+    done = done_assets(open_store(output, job.s3))
     for _ in _todo(open_source(job.source), done, summary, None):
         pass
     workers = graph.pools(job, graph.resources(job))
@@ -326,6 +328,18 @@ def _warnings(job: Job, summary: RunSummary) -> list[str]:
     return warnings
 
 
-def default_log_path(output: str, run_id: str) -> Path:
-    """The log file of a run into a local output folder."""
-    return Path(output) / "_datagen" / "logs" / f"{run_id}.log"
+@contextmanager
+def _logged(store: Store, run_id: str, screen: Screen) -> Iterator[Progress]:
+    """The screen, with the run's log in the dataset: at once in a folder; a bucket gets it at the end, until then it is in the cache."""
+    in_dataset = f"{META}/logs/{run_id}.log"
+    is_local = "://" not in store.uri
+    log = Path(store.uri) / in_dataset if is_local else cache_folder() / "logs" / f"{run_id}.log"
+    try:
+        with screen(log) as progress:
+            yield progress
+    finally:
+        if not is_local and log.exists():
+            try:
+                store.write(in_dataset, log.read_bytes())
+            except StorageError as error:
+                logger.warning("the log stays in %s: %s", log, error.message)

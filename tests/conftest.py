@@ -1,4 +1,4 @@
-"""What several test folders share: the golden data, and one vLLM engine over its checkpoint for the whole session."""
+"""What several test folders share: an S3 server, the golden data, and one vLLM engine over its checkpoint for the whole session."""
 
 from __future__ import annotations
 
@@ -9,8 +9,21 @@ from pathlib import Path
 
 import pytest
 from describe_helpers import golden_job
+from s3_server import CREDENTIALS, moto_server
 
 from datagen.describe.step import DescribeStep
+
+
+@pytest.fixture(scope="session")
+def s3_address() -> Iterator[str]:
+    """A real S3 server, with credentials for it in the environment."""
+    with pytest.MonkeyPatch.context() as patch, moto_server() as address:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -69,9 +69,9 @@ def fake_job(**values: Any) -> Job:
     return parse_job({"name": "test", "perceive": {"engine": "fake"}, "describe": {"engine": "fake"}, **values})
 
 
-def write_dataset(root: Path, parts: Iterable[list[Sample]]) -> Store:
+def write_dataset(root: Path | Store, parts: Iterable[list[Sample]]) -> Store:
     """A finished run: every list of samples is one part."""
-    job, store = fake_job(), open_store(str(root))
+    job, store = fake_job(), open_store(str(root)) if isinstance(root, Path) else root
     record = RunRecord.new(job)
     with store.lease({"run_id": record.run_id}):
         prepare_output(store, job)
