@@ -61,11 +61,14 @@ class ModelOptions(Options):
 class SourceOptions(Options):
     """What is listed. Prompts come from a manifest or COCO file; an asset without prompts is segmented whole."""
 
-    input: str | None = Field(None, description="folder, manifest (.parquet, .jsonl, .csv) or COCO .json")
+    input: str | None = Field(
+        None, description="folder, manifest (.parquet, .jsonl, .csv) or COCO .json; a path, or s3://, gs:// or hf:// with what follows"
+    )
     kind: Literal["auto", "folder", "manifest", "coco"] = Field("auto", description="how `input` is read")
     media_root: str | None = Field(
-        None, description="folder that relative URIs of a manifest or COCO file start from; left out: beside that file"
+        None, description="folder that relative URIs of a manifest or COCO file start from, and that none may leave; left out: beside it"
     )
+    allow_local_uris: bool = Field(False, description="let a manifest or COCO file in a bucket name files of this machine")
     media: Literal["image", "video"] = Field("image", description="what is listed from a folder; the other kind is skipped and counted")
     coco_prompt: Literal["box", "mask"] = Field("box", description="which part of a COCO annotation becomes the prompt")
     reprocess_changed: bool = Field(False, description="count a file whose size or time changed as a new asset")
@@ -83,6 +86,8 @@ class DecodeOptions(Options):
     min_shot_s: float = Field(0.6, ge=0, description="no cut within this time after a cut, seconds")
     prefetch_frames: Positive = Field(8, description="frames decoded ahead while the model works on earlier ones")
     video_threads: Positive = Field(2, description="threads of a video's decoder")
+    fetch_threads: Positive = Field(8, description="files of a bucket fetched at the same time by each worker")
+    max_file_gib: float = Field(32.0, gt=0, description="a video in a bucket that is larger is not fetched, GiB")
     batch_size: Positive = Field(16, description="assets per call")
     pool: Pool = Pool()
 

@@ -126,7 +126,7 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -
     WriteError or OutputBusyError for the output, ClusterError when the machine or cluster broke (a rerun resumes).
     """
     source_input, output = _required(job)
-    source = open_source(job.source)
+    source = open_source(job.source, job.s3)
     model = _resolve(job)
     store = open_store(output, job.s3)
     record = RunRecord.new(job)
@@ -200,7 +200,7 @@ def plan_job(job: Job) -> dict[str, Any]:
     source_input, output = _required(job)
     summary = RunSummary(run_id="", output=output)
     done = done_assets(open_store(output, job.s3))
-    for _ in _todo(open_source(job.source), done, summary, None):
+    for _ in _todo(open_source(job.source, job.s3), done, summary, None):
         pass
     workers = graph.pools(job, graph.resources(job))
     return {

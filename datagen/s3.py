@@ -92,21 +92,35 @@ def patiently(options: S3Options, where: str, request: Callable[[Any], _T], pati
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
-    patience_s = options.patience_s if patience_s is None else patience_s
+    def asked() -> _T:
+        answer = request(client(options))
+        _answered.add(options)
+        return answer
+
+    def explained(error: Exception) -> Exception:
+        if isinstance(error, ClientError):
+            _answered.add(options)
+        return explain(error, where, options)
+
+    def limit_s() -> float:
+        patience = options.patience_s if patience_s is None else patience_s
+        return patience if options in _answered else min(patience, _FIRST_PATIENCE_S)
+
+    return persist(asked, explained, (BotoCoreError, ClientError), limit_s)
+
+
+def persist(
+    action: Callable[[], _T], explained: Callable[[Exception], Exception], errors: tuple[type[Exception], ...], limit_s: Callable[[], float]
+) -> _T:
+    """action(), repeated with growing pauses while its error, explained, is a StorageUnavailableError, for about `limit_s()` seconds."""
     started, pause_s = time.monotonic(), _FIRST_PAUSE_S
     while True:
         try:
-            answer = request(client(options))
-            _answered.add(options)
-            return answer
-        except (ClientError, BotoCoreError) as error:
-            if isinstance(error, ClientError):
-                _answered.add(options)
-            explained = explain(error, where, options)
-            waited_s = time.monotonic() - started
-            limit_s = patience_s if options in _answered else min(patience_s, _FIRST_PATIENCE_S)
-            if not isinstance(explained, StorageUnavailableError) or waited_s + pause_s > limit_s:
-                raise explained from error
+            return action()
+        except errors as error:
+            meant = explained(error)
+            if not isinstance(meant, StorageUnavailableError) or time.monotonic() - started + pause_s > limit_s():
+                raise meant from error
         time.sleep(pause_s * random.uniform(0.5, 1.0))
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
