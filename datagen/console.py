@@ -20,7 +20,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from datagen.check import CheckReport
     from datagen.pam.inspection import CheckpointReport
-    from datagen.run import RunSummary
+    from datagen.summary import RunSummary
 
 PLAIN_EVERY_S = 10.0
 SHOWN = 50
@@ -67,15 +67,16 @@ class _Rates(ProgressColumn):
     def render(self, task: Any) -> Text:
         counters: dict[str, int] = task.fields["counters"]
         if self._since is None:
-            if not counters.get("decode"):
+            if not counters.get("decode") and not counters.get("clips"):
                 return Text("starting workers", style="dim")
             self._since = time.monotonic() - 1e-3
         return Text(_rates(counters, time.monotonic() - self._since), style="cyan")
 
 
 def _rates(counters: dict[str, int], seconds: float) -> str:
-    words = {"describe": "samples/s", "regions": "regions/s", "output_tokens": "tokens/s"}
-    rates = " ".join(f"{counters.get(name, 0) / max(seconds, 1e-3):.1f} {word}" for name, word in words.items())
+    words = {"describe": "samples/s", "regions": "regions/s", "clips": "clips/s", "tracks": "tracks/s", "output_tokens": "tokens/s"}
+    shown = {name: word for name, word in words.items() if counters.get(name) or name == "output_tokens"}
+    rates = " ".join(f"{counters.get(name, 0) / max(seconds, 1e-3):.1f} {word}" for name, word in shown.items())
     failed = counters.get("failed", 0)
     return rates + (f" · {failed} failed" if failed else "")
 
@@ -100,7 +101,7 @@ class RunProgress:
 
     def __call__(self, summary: RunSummary) -> None:
         """Show how far the run is."""
-        done, counters = summary.counters.get("describe", 0), summary.counters
+        done, counters = summary.counters.get("describe", 0) + summary.videos, summary.counters
         if self._bar and self._task is not None:
             self._bar.update(self._task, total=summary.todo, completed=done, counters=counters)
             return
@@ -130,31 +131,40 @@ def run_screen(log: Path) -> Iterator[RunProgress]:
 def print_run(console: Console, summary: RunSummary) -> None:
     """The summary at the end of `datagen run`."""
     if not summary.todo:
-        console.print(f"nothing to do: all {summary.listed} assets of the input are in {summary.output}")
+        console.print(f"nothing to do: all {summary.listed} assets of the input are in {summary.output}", soft_wrap=True)
+        _print_warnings(console, summary.warnings)
         return
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     counts = ", ".join(f"{summary.statuses[s]} {s}" for s in ("ok", "empty", "failed") if summary.statuses[s])
     table.add_row("assets", counts or "none finished")
     if summary.done_before:
         table.add_row("before", f"{summary.done_before} done by earlier runs")
-    table.add_row("regions", f"{summary.regions} in {summary.parts} parts")
+    if summary.regions or not summary.clips:
+        table.add_row("regions", f"{summary.regions} in {summary.parts - summary.clips} parts")
+    if summary.clips:
+        table.add_row("tracks", f"{summary.tracks} in {summary.clips} clips")
     usage = summary.usage
     if usage["prompt_tokens"]:
         cached = usage["cached_tokens"] / usage["prompt_tokens"]
         table.add_row(
             "tokens", f"{usage['prompt_tokens']:,} prompt ({cached:.0%} from the prefix cache), {usage['output_tokens']:,} output"
         )
-    rate = summary.regions / summary.seconds if summary.seconds else 0.0
-    table.add_row("time", f"{summary.seconds:.1f} s with start-up, {rate:.2f} regions/s")
-    for title, reasons in (("failed", summary.failures), ("dropped", summary.dropped)):
+    made = {"regions": summary.regions, "tracks": summary.tracks}
+    rates = ", ".join(f"{count / summary.seconds:.2f} {name}/s" for name, count in made.items() if count and summary.seconds)
+    table.add_row("time", f"{summary.seconds:.1f} s with start-up" + (f", {rates}" if rates else ""))
+    for title, reasons in (("failed", summary.failures), ("dropped", summary.dropped), ("skipped", summary.skipped)):
         if reasons:
             table.add_row(title, ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()))
-    for warning in summary.warnings:
-        table.add_row("[yellow]warning[/yellow]", escape(warning))
-    table.add_row("dataset", summary.output)
+    table.add_row("dataset", escape(summary.output))
     console.print(table)
+    _print_warnings(console, summary.warnings)
     if summary.interrupted:
         console.print("[yellow]interrupted[/yellow]: everything above is committed; run the same command to go on")
+
+
+def _print_warnings(console: Console, warnings: list[str]) -> None:
+    for warning in warnings:
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
 
 
 def print_check(console: Console, report: CheckReport) -> None:
@@ -166,7 +176,13 @@ def print_check(console: Console, report: CheckReport) -> None:
     if total > SHOWN:
         console.print(f"... {total - SHOWN} more; --json lists them")
     verdict = f"[red]{total} violations[/red]" if total else "[green]every invariant holds[/green]"
-    console.print(f"{verdict}: {report.num_assets} assets and {report.num_regions} regions in {report.num_parts} parts", soft_wrap=True)
+    counts = f"{report.num_assets} assets and {report.num_regions} regions"
+    if report.num_clips:
+        counts = f"{report.num_assets} assets, {report.num_regions} regions, {report.num_clips} clips and {report.num_tracks} tracks"
+    console.print(f"{verdict}: {counts} in {report.num_parts} parts", soft_wrap=True)
+    if report.num_unfinished_videos:
+        left = f"{report.num_unfinished_videos} videos are unfinished ({report.num_unfinished_clips} clips so far)"
+        console.print(f"{left}; run the job again to go on with them", soft_wrap=True)
 
 
 def print_plan(console: Console, plan: dict[str, Any]) -> None:
@@ -179,6 +195,7 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
         gpus = f", {pool['num_gpus']:g} GPU" if pool["num_gpus"] else ""
         table.add_row(step, f"{size} workers, each {pool['num_cpus']:g} CPU{gpus}")
     console.print(table)
+    _print_warnings(console, plan["warnings"])
 
 
 def print_checkpoint(console: Console, report: CheckpointReport) -> None:

@@ -12,10 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from datagen.decode.files import largest_image_bytes
 from datagen.errors import ClusterError, DecodeError, SourceError, StorageError, StorageUnavailableError
-from datagen.job import DecodeOptions, S3Options
-from datagen.records import Asset
+from datagen.job import S3Options
 from datagen.remote import answers, checked_uri, download, is_remote, stops_the_job
 from datagen.sources.uris import path_of_uri
 
@@ -27,31 +25,31 @@ class LocalCopies:
     """Fetches a few files at a time into a folder of its own, which goes with it. What a killed process left there, the next removes.
 
     A file that cannot be had raises DecodeError: `missing_file`, `access_denied`, `missing_bucket`, `wrong_region`, `archived`,
-    `unavailable` (while its place answers otherwise), `bomb` (an image) or `too_large` (a video), `unsupported_uri`, `storage`.
+    `unavailable` (while its place answers otherwise), `too_large` (more than `max_bytes`), `unsupported_uri`, `storage`.
     What concerns all files, such as expired credentials or a place that does not answer at all, raises StorageError; a full disk
     raises ClusterError.
     """
 
-    def __init__(self, options: DecodeOptions, s3: S3Options) -> None:
-        self._options, self._s3 = options, s3
-        self._pool = ThreadPoolExecutor(options.fetch_threads, thread_name_prefix="fetch")
+    def __init__(self, s3: S3Options, max_bytes: int, num_threads: int = 1) -> None:
+        self._s3, self._max_bytes = s3, max_bytes
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="fetch")
         self._folder: _TempFolder | None = None
 
-    def begin(self, asset: Asset) -> Future[str]:
+    def begin(self, uri: str) -> Future[str]:
         """Start fetching a file, for `copy`."""
-        if not is_remote(asset.uri):
+        if not is_remote(uri):
             there: Future[str] = Future()
             there.set_result("")
             return there
         self._folder = self._folder or _TempFolder()
-        return self._pool.submit(self._fetch, asset.uri, asset.media_type, self._folder.path / os.urandom(8).hex())
+        return self._pool.submit(self._fetch, uri, self._folder.path / os.urandom(8).hex())
 
     @contextmanager
-    def copy(self, asset: Asset, fetching: Future[str] | None = None) -> Iterator[str]:
-        """The path of an asset's file while the context lasts. fetching: what `begin` gave, where it was called."""
-        path = (fetching or self.begin(asset)).result()
+    def copy(self, uri: str, fetching: Future[str] | None = None) -> Iterator[str]:
+        """The path of a file while the context lasts. fetching: what `begin` gave, where it was called."""
+        path = (fetching or self.begin(uri)).result()
         if not path:
-            yield _local_path(asset.uri)
+            yield _local_path(uri)
             return
         try:
             yield path
@@ -64,18 +62,16 @@ class LocalCopies:
         if self._folder is not None:
             self._folder.remove()
 
-    def _fetch(self, uri: str, media_type: str, path: Path) -> str:
-        is_image = media_type == "image"
-        limit = largest_image_bytes(self._options.max_pixels) if is_image else int(self._options.max_file_gib * 2**30)
+    def _fetch(self, uri: str, path: Path) -> str:
         try:
             with path.open("xb") as file:
-                download(checked_uri(uri), file, self._s3, limit)
+                download(checked_uri(uri), file, self._s3, self._max_bytes)
         except BaseException as error:
             path.unlink(missing_ok=True)
-            raise self._explained(error, uri, path, is_image) from error
+            raise self._explained(error, uri, path) from error
         return str(path)
 
-    def _explained(self, error: BaseException, uri: str, path: Path, is_image: bool) -> BaseException:
+    def _explained(self, error: BaseException, uri: str, path: Path) -> BaseException:
         match error:
             case FileNotFoundError():
                 return DecodeError(f"there is no file {uri!r}", code="missing_file")
@@ -84,7 +80,7 @@ class LocalCopies:
             case StorageUnavailableError() if not answers(uri, self._s3):
                 return error
             case StorageError() if not stops_the_job(error):
-                return DecodeError(error.message, code="bomb" if is_image and error.code == "too_large" else error.code)
+                return DecodeError(error.message, code=error.code)
             case OSError():
                 return ClusterError(f"{uri} cannot be kept in {path.parent}: {error.strerror or error}. Make room, or set TMPDIR.")
         return error

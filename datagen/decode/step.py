@@ -6,6 +6,7 @@ from concurrent.futures import Future
 
 from datagen.decode.child import DecoderProcess
 from datagen.decode.copies import LocalCopies
+from datagen.decode.files import largest_image_bytes
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions, S3Options
 from datagen.records import Asset, Sample
@@ -22,7 +23,7 @@ class DecodeStep:
 
     def __init__(self, options: DecodeOptions, image_size: int, s3: S3Options | None = None) -> None:
         self._decoder = DecoderProcess(options, image_size)
-        self._copies = LocalCopies(options, s3 or S3Options())
+        self._copies = LocalCopies(s3 or S3Options(), largest_image_bytes(options.max_pixels), options.fetch_threads)
 
     def setup(self) -> None:
         """Start the decoding process. Raises ClusterError when the machine cannot."""
@@ -33,7 +34,7 @@ class DecodeStep:
 
         Raises ClusterError, and StorageError for what concerns all files of a bucket.
         """
-        fetching = {sample.index: self._copies.begin(sample.asset) for sample in samples if _is_readable(sample)}
+        fetching = {sample.index: self._copies.begin(sample.asset.uri) for sample in samples if _is_readable(sample)}
         for sample in samples:
             if sample.index in fetching:
                 self._decode(sample, fetching[sample.index])
@@ -49,7 +50,7 @@ class DecodeStep:
     def _decode(self, sample: Sample, fetching: Future[str]) -> None:
         asset = sample.asset
         try:
-            with self._copies.copy(asset, fetching) as path:
+            with self._copies.copy(asset.uri, fetching) as path:
                 outcome = self._decoder.decode(path, asset.uri)
         except DecodeError as error:
             sample.fail(error.code, error.message)
@@ -73,4 +74,4 @@ def _fail_unread(sample: Sample) -> None:
     if asset.failure is not None:
         sample.fail(asset.failure.code, asset.failure.message)
     else:
-        sample.fail("unsupported_media", f"{asset.uri} is a {asset.media_type}; only images can be read yet")
+        sample.fail("unsupported_media", f"{asset.uri} is a {asset.media_type}; this step reads images alone")

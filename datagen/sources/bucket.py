@@ -19,7 +19,9 @@ class BucketSource:
     Raises SourceError when nothing is there, FileNotFoundError never, StorageError when it cannot be listed.
     """
 
-    def __init__(self, uri: str, s3: S3Options, media: Literal["image", "video"] = "image", *, reprocess_changed: bool = False) -> None:
+    def __init__(
+        self, uri: str, s3: S3Options, media: Literal["image", "video", "any"] = "image", *, reprocess_changed: bool = False
+    ) -> None:
         self.uri, self.media, self.reprocess_changed = uri, media, reprocess_changed
         self.skipped: Counter[str] = Counter()
         self._s3 = s3
@@ -32,14 +34,14 @@ class BucketSource:
 
     def describe(self) -> str:
         """One line for a person."""
-        return f"{self.media}s below {self.uri}"
+        return f"{'images and videos' if self.media == 'any' else self.media + 's'} below {self.uri}"
 
     def __iter__(self) -> Iterator[Asset]:
         """Stream the assets."""
         self.skipped.clear()
         for file in list_files(self.uri, self._s3):
             media_type = media_type_of(file.uri)
-            if media_type == self.media:
-                yield Asset(asset_id_of(file.uri, file.version if self.reprocess_changed else ""), file.uri, self.media)
-            else:
+            if media_type == "other" or self.media not in (media_type, "any"):
                 self.skipped["other file" if media_type == "other" else media_type] += 1
+                continue
+            yield Asset(asset_id_of(file.uri, file.version if self.reprocess_changed else ""), file.uri, media_type)

@@ -83,7 +83,7 @@ def test_good_and_bad_files_of_a_bucket(options, bucket, decoded, tmp_path):
 def test_a_file_that_is_too_large_is_not_fetched(options, bucket, decoded, monkeypatch):
     monkeypatch.setattr("datagen.decode.files._ROOM_FOR_METADATA", 1000)
     (sample,) = decoded(options, put(options, bucket, "big.png", bytes(5000)), max_pixels=100)
-    assert sample.failure.code == "bomb"
+    assert sample.failure.code == "too_large"
     assert "5000 bytes" in sample.failure.message
 
 

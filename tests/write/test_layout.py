@@ -6,7 +6,7 @@ from corpora import fake_job, mixed_parts, write_dataset
 
 from datagen import __version__
 from datagen.errors import SourceError, WriteError
-from datagen.write import RunRecord, open_dataset, open_store, prepare_output, run_records, weight_hashes, write_card
+from datagen.write import RunRecord, open_dataset, open_store, other_options, prepare_output, run_records, weight_hashes, write_card
 
 
 @pytest.fixture
@@ -69,6 +69,25 @@ def test_runs_have_different_ids_in_the_order_of_time(store):
     records = [RunRecord.new(fake_job()) for _ in range(3)]
     assert len({record.run_id for record in records}) == 3
     assert [r.run_id[:15] for r in records] == sorted(r.run_id[:15] for r in records)
+
+
+def test_rows_made_with_other_options_are_known_by_the_paths_that_differ(tmp_path):
+    store = write_dataset(tmp_path, mixed_parts())
+    (run,) = [record["run_id"] for record in run_records(store)]
+    changed = {"perceive": {"engine": "fake", "everything": {"max_regions": 5}}, "describe": {"engine": "fake", "languages": ["zh"]}}
+
+    assert other_options(store, fake_job()) == {}
+    assert other_options(store, fake_job(**changed)) == {run: ["describe.languages", "perceive.everything.max_regions"]}
+
+
+def test_resources_and_runs_that_committed_nothing_make_no_difference(tmp_path):
+    store = write_dataset(tmp_path, mixed_parts())
+    faster = {"perceive": {"engine": "fake", "batch_size": 2, "pool": {"num_cpus": 3}}, "write": {"assets_per_part": 9}}
+    assert other_options(store, fake_job(**faster)) == {}
+    assert fake_job(**faster).hash() == fake_job().hash() != fake_job(assemble={"min_area_px": 4}).hash()
+
+    RunRecord.new(fake_job(assemble={"min_area_px": 4})).write(store, status="interrupted", summary={"parts": 0})
+    assert other_options(store, fake_job()) == {}
 
 
 def test_a_damaged_run_record_is_named(store):
