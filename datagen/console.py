@@ -131,14 +131,17 @@ def run_screen(log: Path) -> Iterator[RunProgress]:
 def print_run(console: Console, summary: RunSummary) -> None:
     """The summary at the end of `datagen run`."""
     if not summary.todo:
-        console.print(f"nothing to do: all {summary.listed} assets of the input are in {summary.output}", soft_wrap=True)
+        left = f", {summary.failed_before} of its assets failed and are left alone" if summary.failed_before else ""
+        console.print(f"nothing to do: all {summary.listed} assets of the input are in {summary.output}{left}", soft_wrap=True)
         _print_warnings(console, summary.warnings)
         return
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     counts = ", ".join(f"{summary.statuses[s]} {s}" for s in ("ok", "empty", "failed") if summary.statuses[s])
     table.add_row("assets", counts or "none finished")
     if summary.done_before:
-        table.add_row("before", f"{summary.done_before} done by earlier runs")
+        left = f"; {summary.failed_before} failed and are left alone" if summary.failed_before else ""
+        table.add_row("before", f"{summary.done_before} done by earlier runs{left}")
+        table.add_row("changes", ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in summary.diff.items()) or "none")
     if summary.regions or not summary.clips:
         table.add_row("regions", f"{summary.regions} in {summary.parts - summary.clips} parts")
     if summary.clips:

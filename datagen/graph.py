@@ -66,18 +66,20 @@ def clip_step_factory(plan: Plan) -> Callable[[], ClipStep]:
     return partial(make_video_step, plan.job, plan.image_size, partial(make_video_reader, plan.job))
 
 
-def stage(plan: Plan, samples: list[Sample]) -> StagedPart:
+def stage(plan: Plan, samples: list[Sample]) -> list[StagedPart]:
     """The last two steps: rows from texts, then one whole Parquet part per table, staged but not published.
 
-    samples: any number of images, or one clip of a video.
+    samples: any number of images, or one clip of a video. Failed images get a part of their own, so that a later run can take it out
+    of the table and try them again.
     """
     for sample in samples:
         fault_point("write", sample.asset.uri)
     store, options = plan.store, plan.job.write
     finished = [assemble(sample, plan.job.assemble) for sample in samples]
     if finished[0].clip is not None:
-        return stage_clip(store, plan.run_id, finished[0], options, track_row)
-    return stage_part(store, plan.run_id, finished, options, region_row)
+        return [stage_clip(store, plan.run_id, finished[0], options, track_row)]
+    groups = [[sample for sample in finished if (sample.failure is None) == is_good] for is_good in (True, False)]
+    return [stage_part(store, plan.run_id, group, options, region_row) for group in groups if group]
 
 
 @contextmanager
@@ -106,7 +108,7 @@ def run_images(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Itera
         for chunk in _chunks(samples, plan.job.write.assets_per_part):
             for worker in workers:
                 chunk = worker.process(chunk)
-            yield stage(plan, chunk)
+            yield from stage(plan, chunk)
 
 
 def run_videos(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Iterator[StagedPart]:
@@ -120,7 +122,7 @@ def run_videos(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Itera
         with _torn_down([describe]):
             for sample in samples:
                 for clip in perceive.clips(sample):
-                    yield stage(plan, describe.process([clip]))
+                    yield from stage(plan, describe.process([clip]))
 
 
 @contextmanager
@@ -312,7 +314,7 @@ _WORKERS = {"decode": DecodeWorker, "perceive": PerceiveWorker, "clips": ClipsWo
 def stage_table(plan: Plan, ledger: LedgerClient, table: pa.Table) -> pa.Table:
     """The write step as Ray Data calls it: a table of finished samples in, one small record per staged part out."""
     chunks = split_suspects("write", ledger, from_table(table), plan.job.run.crash_tries)
-    staged = [pickle.dumps(stage(plan, chunk)) for chunk in chunks]
+    staged = [pickle.dumps(part) for chunk in chunks for part in stage(plan, chunk)]
     ledger.tell("end", "write", [sample.work_id for chunk in chunks for sample in chunk])
     return pa.table({"staged": pa.array(staged, pa.large_binary())})
 

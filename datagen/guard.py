@@ -251,7 +251,8 @@ class Guarded:
         except DatagenError as error:
             self._ledger.ask("stop", error)
             raise
-        self._ledger.tell("end", self._name, live)
+        if live:
+            self._ledger.tell("end", self._name, live)
         self._report(samples)
         return samples
 

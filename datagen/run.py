@@ -9,14 +9,15 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datagen import graph
-from datagen.commit import Committer
+from datagen.commit import Committer, Kind
 from datagen.errors import ClusterError, JobError, StorageError
 from datagen.guard import CRASHES, LedgerClient
 from datagen.job import Job
@@ -38,6 +39,8 @@ from datagen.write import (
     weight_hashes,
     write_card,
 )
+from datagen.write.done import known_uris
+from datagen.write.retries import restore_failed, retrying
 from datagen.write.store import META
 
 if TYPE_CHECKING:
@@ -75,20 +78,29 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -
     with store.lease({"run_id": record.run_id, "job": job.name, "input": source_input}):
         prepare_output(store, job)
         removed = sweep(store)
+        restore_failed(store, job.write)
         done, videos = resume_videos(store, job.write)
-        todo = _todo(source, done, summary, limit)
-        summary.warnings = _continued(store, job)
-        first = next(todo, None)
-        summary.skipped = source.skipped
-        if first is None:
-            return summary
-        with _logged(store, record.run_id, screen) as progress:
-            logger.info("run %s; left over from an earlier run and removed: %s", record.run_id, removed)
-            image_size = _note_model(record, job, model)
-            record.write(store, status="running")
-            plan = graph.Plan(job, output, record.run_id, image_size)
-            committer = Committer(store, videos, job.write, summary)
-            _stream(plan, store, _expected(chain([first], todo), committer, videos), committer, summary, record, progress)
+        try:
+            with retrying(store, done, job.run.retry_failed, job.write) as retries:
+                summary.failed_before = done.statuses["failed"] - len(retries.again)
+                todo = _todo(source, retries.done, summary, limit)
+                summary.warnings = _continued(store, job)
+                first = next(todo, None)
+                summary.skipped = source.skipped
+                if first is None:
+                    return summary
+                with _logged(store, record.run_id, screen) as progress:
+                    logger.info("run %s; left over from an earlier run and removed: %s", record.run_id, removed)
+                    image_size = _note_model(record, job, model)
+                    record.write(store, status="running")
+                    plan = graph.Plan(job, output, record.run_id, image_size)
+                    committer = Committer(store, videos, job.write, summary)
+                    kind_of = _Kinds(retries.again, known_uris(store) if job.source.reprocess_changed else None)
+                    samples = _expected(chain([first], todo), committer, videos, kind_of)
+                    _stream(plan, store, samples, committer, summary, record, progress)
+        finally:
+            if summary.parts:
+                write_card(store, job)
     return summary
 
 
@@ -122,7 +134,6 @@ def _stream(
         summary.seconds = time.monotonic() - started
         summary.warnings += _warnings(plan.job, summary)
         record.write(store, status=status, summary=summary.to_dict())
-        write_card(store, plan.job)
         store.delete_tree(f"_staging/{record.run_id}")
 
 
@@ -234,10 +245,24 @@ def _is_hex(text: str) -> bool:
     return len(text) % 2 == 0 and all(c in "0123456789abcdef" for c in text)
 
 
-def _expected(todo: Iterable[tuple[int, Asset]], committer: Committer, videos: VideoProgress) -> Iterator[Sample]:
+@dataclass(frozen=True)
+class _Kinds:
+    """What an asset is for this run. again: failed before, with the retries so far. uris: those of earlier rows, where files may change."""
+
+    again: Mapping[str, int]
+    uris: DoneSet | None
+
+    def __call__(self, asset: Asset) -> Kind:
+        if asset.asset_id in self.again:
+            return "retried"
+        return "changed" if self.uris is not None and asset.uri in self.uris else "new"
+
+
+def _expected(todo: Iterable[tuple[int, Asset]], committer: Committer, videos: VideoProgress, kind_of: _Kinds) -> Iterator[Sample]:
     """The samples to start with; a video goes on behind the clips that it has."""
     for index, asset in todo:
-        committer.expect(index)
+        committer.expect(index, kind_of(asset))
+        asset.retries = kind_of.again.get(asset.asset_id, -1) + 1
         yield Sample(index, asset, resume=videos.resume_point(asset.asset_id) if asset.media_type == "video" else None)
 
 

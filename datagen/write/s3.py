@@ -24,6 +24,8 @@ _ONE_COPY_BYTES = 5 << 30
 _UPLOAD_PART_BYTES = 32 << 20
 _COPY_PART_BYTES = 1 << 30
 _DELETED_AT_ONCE = 1000
+# What each run writes under names of its own.
+_UNFENCED = (f"{STAGING}/", f"{META}/runs/", f"{META}/logs/")
 
 
 class S3Store:
@@ -132,7 +134,7 @@ class S3Store:
 
     def delete(self, path: str) -> None:
         """Remove an object, if it is there."""
-        self._ask("delete_object", path)
+        self._change("delete_object", path)
 
     def delete_tree(self, prefix: str) -> None:
         """Remove all objects below a prefix, a thousand at a time."""
@@ -169,9 +171,9 @@ class S3Store:
         return answer
 
     def _change(self, method: str, path: str, **request: Any) -> None:
-        """One request that makes an object appear; before each try at one that readers see, the lease is looked at."""
+        """One request that makes an object appear or go; before each try at one that another run may use, the lease is looked at."""
         request |= {"Bucket": self._bucket, "Key": self._key(path)}
-        lease = None if path.split("/")[0] in (META, STAGING) else self._lease
+        lease = None if path.startswith(_UNFENCED) else self._lease
 
         def fenced(s3: Any) -> None:
             if lease is not None:
