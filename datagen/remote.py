@@ -177,7 +177,9 @@ class _Download:
         rest = {"Range": f"bytes={position}-", "IfMatch": self.etag} if position else {}
         answer = client.get_object(Bucket=bucket, Key=key, **rest)
         self.etag = answer["ETag"]
-        _refuse_large(self.uri, position + answer["ContentLength"], self.max_bytes)
+        if "ContentRange" not in answer:
+            self._begin_again()
+        _refuse_large(self.uri, self.target.tell() + answer["ContentLength"], self.max_bytes)
         try:
             for chunk in answer["Body"].iter_chunks(_CHUNK_BYTES):
                 self.target.write(chunk)

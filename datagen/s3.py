@@ -24,6 +24,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 20.0
 # A store that has never answered is more likely misspelt than busy.
 _FIRST_PATIENCE_S = 10.0
 _TAIL_BYTES = 256 << 10
+# A Parquet reader asks for column after column, which lie side by side.
+_AHEAD_BYTES = 4 << 20
 _answered: set[S3Options] = set()
 _making_clients = threading.Lock()
 
@@ -215,6 +217,7 @@ class ObjectFile(io.RawIOBase):
         self._options, self._bucket, self._key = options, bucket, key
         self._where = f"{SCHEME}{bucket}/{key}"
         self._position = 0
+        self._ahead = 0, b""
         self.size, self._etag, self._tail = self._open()
 
     def _open(self) -> tuple[int, str, bytes]:
@@ -232,12 +235,14 @@ class ObjectFile(io.RawIOBase):
             raise
 
     def _range(self, start: int, size: int) -> bytes:
-        tail_start = self.size - len(self._tail)
-        if start >= tail_start:
-            return self._tail[start - tail_start :][:size]
-        request = {"Bucket": self._bucket, "Key": self._key, "IfMatch": self._etag, "Range": f"bytes={start}-{start + size - 1}"}
+        for held_from, held in ((self.size - len(self._tail), self._tail), self._ahead):
+            if held_from <= start and start + size <= held_from + len(held):
+                return held[start - held_from : start - held_from + size]
+        last = min(start + max(size, _AHEAD_BYTES), self.size) - 1
+        request = {"Bucket": self._bucket, "Key": self._key, "IfMatch": self._etag, "Range": f"bytes={start}-{last}"}
         data: bytes = patiently(self._options, self._where, lambda s3: s3.get_object(**request)["Body"].read())
-        return data
+        self._ahead = start, data
+        return data[:size]
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer from the current position; 0 at the end."""
@@ -247,6 +252,10 @@ class ObjectFile(io.RawIOBase):
             view[:size] = self._range(self._position, size)
             self._position += size
         return size
+
+    def readall(self) -> bytes:
+        """The rest, by one request."""
+        return self.read(self.size - self._position) or b""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move to a position."""

@@ -77,6 +77,8 @@ class S3Lease:
     def check(self) -> None:
         """Make sure that this run is still the holder. Raises OutputBusyError when another took over, StorageUnavailableError when
         the store does not say."""
+        if self._lost_to is None and time.monotonic() < self._trusted_until:
+            return  # without waiting for a heartbeat that may be stuck
         with self._changing:
             if self._lost_to is None and time.monotonic() >= self._trusted_until:
                 self._renew(self._options.patience_s)

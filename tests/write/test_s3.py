@@ -5,11 +5,15 @@ import random
 import threading
 import time
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from corpora import kill, mixed_parts, start_python, wait_for, write_dataset
 from s3_server import CREDENTIALS, FAULTS, FaultyProxy, new_bucket, often, once, options_of
 
 from datagen.errors import OutputBusyError, StorageError, StorageUnavailableError, WriteError
+from datagen.remote import open_file
 from datagen.s3 import client, list_objects
 from datagen.write import done_assets, open_store, s3, sweep
 
@@ -89,6 +93,23 @@ def test_long_listings_come_page_by_page(options, bucket, monkeypatch):
     monkeypatch.setattr(s3, "_DELETED_AT_ONCE", 2)
     store.delete_tree("assets")
     assert list(list_objects(options, bucket, "")) == []
+
+
+def test_a_part_is_read_with_few_requests(options, bucket):
+    """Thirty columns of one row group lie side by side: they come together, and the index at the end comes alone."""
+    table = pa.table({f"column {index}": np.random.default_rng(index).random(20_000) for index in range(30)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="none", use_dictionary=False)
+    store_of(bucket, options).write("assets/part", sink.getvalue())
+    with FaultyProxy(options.endpoint_url, lambda method, path: None) as proxy:
+        with store_of(bucket, options_of(proxy.address)).open_input("assets/part") as source:
+            assert pq.ParquetFile(source).metadata.num_rows == 20_000
+            assert proxy.requests["GET"] == 1
+            assert pq.ParquetFile(source).read(use_threads=False).equals(table)
+        assert proxy.requests["GET"] <= 4
+        with open_file(f"s3://{bucket}/corpus/assets/part", options_of(proxy.address)) as file:
+            assert file.read() == sink.getvalue()
+        assert proxy.requests["GET"] <= 6
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------------------
