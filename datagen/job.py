@@ -219,7 +219,7 @@ class RunOptions(Options):
     num_cpus: Positive | None = Field(None, description="logical CPUs of the embedded Ray")
     assets_per_wave: Positive = Field(250_000, description="assets handed to Ray at once; bounds the driver's memory")
     max_failed_fraction: Fraction = Field(1.0, description="exit 1 when more assets than this share failed")
-    retry_failed: int = Field(0, ge=0, description="failed images are tried again in up to this many further runs, then left")
+    retry_failed: int = Field(0, ge=0, description="failed assets are tried again in up to this many further runs, then left")
     crash_tries: Positive = Field(3, description="an asset that kills its worker this often becomes a failed row")
     seed: int = Field(0, description="recorded; greedy decoding does not use it")
 

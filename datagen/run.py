@@ -82,6 +82,8 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -
         done, videos = resume_videos(store, job.write)
         try:
             with retrying(store, done, job.run.retry_failed, job.write) as retries:
+                if retries.again:
+                    videos = VideoProgress(store, retries.done)
                 summary.failed_before = done.statuses["failed"] - len(retries.again)
                 todo = _todo(source, retries.done, summary, limit)
                 summary.warnings = _continued(store, job)

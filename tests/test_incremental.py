@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from s3_server import new_bucket, options_of
+from video_files import numbered, write_video
 
 from datagen.check import check_dataset
 from datagen.console import print_run
@@ -207,3 +208,93 @@ def test_the_summary_of_a_night_is_short(capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().out
     assert "4 done by earlier runs; 1 failed and are left alone" in said
     assert "3 new, 1 recovered, 1 failed again" in said
+
+
+# --- videos ----------------------------------------------------------------------------------------------------------------------
+
+DECODER_DIES_IN_THE_SECOND_CLIP = json.dumps({"decode": {"kill_if_uri": "v.mp4#frame=5;"}})
+DRIVER_DIES_WHEN_IT_WRITES = {"DATAGEN_FAULTS": json.dumps({"write": {"kill_if_uri": "v.mp4"}})}
+
+
+@pytest.fixture
+def films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A job, run once: v.mp4 of three clips fails in its second, w.mp4 at once, u.mp4 and a picture are good."""
+    folder = tmp_path / "in"
+    photo(folder / "a.png")
+    for name in ("u.mp4", "v.mp4"):
+        film(folder / name)
+    (folder / "w.mp4").write_bytes(b"no film")
+    job = films_job(folder, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setenv("DATAGEN_FAULTS", DECODER_DIES_IN_THE_SECOND_CLIP)
+        assert run_job(job).statuses == {"ok": 2, "failed": 2}
+    return job
+
+
+def films_job(folder: Path, tmp_path: Path, retry_failed: int = 0) -> Job:
+    data = {"perceive": FAKE, "describe": {**FAKE, "tasks": ["caption"]}, "decode": {"max_clip_s": 1.0}, "output": str(tmp_path / "corpus")}
+    run = {"executor": "inprocess", "retry_failed": retry_failed}
+    return parse_job({**data, "source": {"input": str(folder), "media": "any"}, "run": run})
+
+
+def film(path: Path) -> None:
+    write_video(path, map(numbered, range(12)), fps=4)
+
+
+def clip_rows(output: str) -> dict[tuple[str, int], dict]:
+    return {(Path(row["uri"]).stem, row["clip_index"]): row for row in pq.read_table(Path(output) / "clips").to_pylist()}
+
+
+def test_a_failed_video_goes_on_at_the_clip_that_failed(films: Job, tmp_path: Path) -> None:
+    output = str(tmp_path / "corpus")
+    assert (rows(output)["v"]["num_clips"], rows(output)["v"]["error_code"]) == (2, "decoder_crashed")
+    before = clip_rows(output)
+
+    summary = run_job(films_job(tmp_path / "in", tmp_path, retry_failed=1))
+
+    assert summary.diff == {"recovered": 1, "failed_again": 1}
+    after, clips = rows(output), clip_rows(output)
+    assert {name: (row["status"], row["retries"]) for name, row in after.items()} == {
+        "a": ("ok", 0),
+        "u": ("ok", 0),
+        "v": ("ok", 1),
+        "w": ("failed", 1),
+    }
+    assert sorted(key for key in clips if key[0] == "v") == [("v", 0), ("v", 1), ("v", 2)]
+    assert clips["v", 0] == before["v", 0], "what was good is not done again"
+    assert run_job(films_job(tmp_path / "in", tmp_path, retry_failed=1)).todo == 0
+
+
+def test_a_video_that_is_not_listed_keeps_its_row_and_its_clips(films: Job, tmp_path: Path) -> None:
+    output = str(tmp_path / "corpus")
+    before, clips = rows(output), clip_rows(output)
+    (tmp_path / "nothing").mkdir()
+    assert run_job(films_job(tmp_path / "nothing", tmp_path, retry_failed=3)).todo == 0
+    after = rows(output)
+    assert clip_rows(output) == clips
+    assert {name: row | {"part_id": ""} for name, row in after.items()} == {name: row | {"part_id": ""} for name, row in before.items()}
+
+
+def test_a_run_that_is_killed_while_it_tries_a_video_again_loses_nothing(films: Job, tmp_path: Path) -> None:
+    output = str(tmp_path / "corpus")
+    before, clips = rows(output), clip_rows(output)
+    killed = start(films_job(tmp_path / "in", tmp_path, retry_failed=1), tmp_path / "job.yaml", **DRIVER_DIES_WHEN_IT_WRITES)
+    assert killed.returncode == -9
+    assert len(list(open_store(output).list(ASIDE))) == 3, "the part, and a clip of each"
+
+    assert run_job(films).todo == 0
+
+    after = rows(output)
+    assert clip_rows(output) == clips
+    assert {name: row | {"part_id": ""} for name, row in after.items()} == {name: row | {"part_id": ""} for name, row in before.items()}
+    assert run_job(films_job(tmp_path / "in", tmp_path, retry_failed=1)).diff == {"recovered": 1, "failed_again": 1}
+    assert rows(output)["v"]["num_clips"] == 3
+
+
+def test_the_second_of_two_schedules_leaves_with_a_message(photos: Path, output: str, tmp_path: Path) -> None:
+    with open_store(output).lease({"run_id": "tonight"}):
+        second = start(job_of(photos, output), tmp_path / "job.yaml")
+    assert second.returncode == 4
+    assert "another run is writing to" in second.stderr
+    assert "run_id tonight" in second.stderr.replace("\n", " ")
+    assert list(open_store(output).list("assets")) == []

@@ -42,6 +42,11 @@ class DoneSet:
         self.num_parts = num_parts
         self.failed_parts = failed_parts
 
+    @classmethod
+    def of(cls, names: Iterable[str]) -> DoneSet:
+        """The set of these ids or names."""
+        return cls(id_keys(names))
+
     def __len__(self) -> int:
         return len(self._high)
 
@@ -55,7 +60,7 @@ class DoneSet:
     def without(self, asset_ids: Iterable[str]) -> DoneSet:
         """The same set but for these ids; the counts stay."""
         keys = np.stack([self._high, self._low], axis=1)
-        kept = keys[~DoneSet(id_keys(asset_ids))._contains(keys)]
+        kept = keys[~DoneSet.of(asset_ids)._contains(keys)]
         return DoneSet(kept, self.statuses, self.num_parts, self.failed_parts)
 
     def _contains(self, wanted: np.ndarray) -> np.ndarray:

@@ -8,11 +8,13 @@ import pytest
 from corpora import kill, start_python, wait_for
 from PIL import Image
 from s3_server import FaultyProxy, new_bucket, once, options_of
+from video_files import number_of, numbered, write_video
 
 from datagen import s3
 from datagen.decode.copies import _TempFolder
+from datagen.decode.reader import VideoReader
 from datagen.decode.step import DecodeStep
-from datagen.errors import ClusterError, StorageError, StorageUnavailableError
+from datagen.errors import ClusterError, DecodeError, StorageError, StorageUnavailableError
 from datagen.job import DecodeOptions
 from datagen.records import Asset, Sample
 
@@ -133,6 +135,35 @@ def test_expired_credentials_stop_the_job_instead_of_failing_every_file(options,
     with pytest.raises(StorageError) as caught:
         decoded(options, f"s3://{bucket}/a.png")
     assert caught.value.code == "expired_credentials"
+
+
+def test_a_video_is_there_until_the_next_one_is_opened(options, bucket, temp):
+    data = write_video(temp / "film.mp4", map(numbered, range(12)), fps=4).read_bytes()
+    uris = [put(options, bucket, f"{name}.mp4", data) for name in "ab"]
+    reader = VideoReader(DecodeOptions(max_clip_s=1.0), 64, options)
+
+    def fetched():
+        return [path for folder in temp.glob("datagen-media-*") for path in folder.iterdir() if path.name != "lock"]
+
+    try:
+        for uri in uris:
+            video = reader.open_video(uri)
+            assert (video.info.num_frames, video.size_bytes) == (12, len(data))
+            assert len(fetched()) == 1
+            span = video.span(1.0, 1)
+            assert [number_of(frame.pixels) for frame in video.frames(span)] == [4, 5, 6, 7]
+        with pytest.raises(DecodeError) as caught:
+            reader.open_video(f"s3://{bucket}/gone.mp4")
+        assert caught.value.code == "missing_file"
+        assert fetched() == []
+    finally:
+        reader.close()
+    assert list(temp.glob("datagen-media-*")) == []
+    small = VideoReader(DecodeOptions(max_file_gib=1e-6), 64, options)
+    with pytest.raises(DecodeError) as caught:
+        small.open_video(uris[0])
+    assert caught.value.code == "too_large"
+    small.close()
 
 
 def test_a_full_disk_is_the_machines_trouble(options, bucket, decoded, monkeypatch):
