@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from datagen.errors import ClusterError
+from datagen.interrupts import held_back
 from datagen.job import WriteOptions
 from datagen.summary import RunSummary
 from datagen.write import StagedPart, Store, VideoProgress, publish_part, publish_video_assets
@@ -19,7 +20,10 @@ Kind = Literal["new", "changed", "retried"]
 
 
 class Committer:
-    """Publishes staged parts and counts them in the summary. Raises ClusterError for an asset that comes back twice, WriteError."""
+    """Publishes staged parts and counts them in the summary; Ctrl-C waits until a commit is whole.
+
+    Raises ClusterError for an asset that comes back twice, WriteError.
+    """
 
     def __init__(self, store: Store, videos: VideoProgress, options: WriteOptions, summary: RunSummary) -> None:
         self._store, self._videos, self._options, self._summary = store, videos, options, summary
@@ -32,6 +36,7 @@ class Committer:
         if kind != "new":
             self._kinds[index] = kind
 
+    @held_back()
     def images(self, part: StagedPart) -> None:
         """Commit a part of images."""
         self._open.tick(part.indices)
@@ -40,12 +45,14 @@ class Committer:
         for index in part.indices:  # failed images come in parts of their own
             self._compare(index, "failed" in part.statuses)
 
+    @held_back()
     def clip(self, part: StagedPart) -> None:
         """Commit a clip once those before it are; and the rows of finished videos, as soon as there are enough for a part."""
         for published in self._videos.publish(part):
             self._summary.add(published)
         self.videos(minimum=self._options.assets_per_part)
 
+    @held_back()
     def videos(self, minimum: int = 1) -> None:
         """Write the rows of the videos that are complete. After a crash before this, the next run finds them complete."""
         finished = self._videos.finished(minimum)

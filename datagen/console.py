@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 if TYPE_CHECKING:
     from datagen.check import CheckReport
@@ -57,22 +56,6 @@ def noise_to(log: Path) -> Iterator[TextIO]:
         os.close(saved_err)
 
 
-class _Rates(ProgressColumn):
-    """Samples, regions and output tokens per second since the first one finished."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._since: float | None = None
-
-    def render(self, task: Any) -> Text:
-        counters: dict[str, int] = task.fields["counters"]
-        if self._since is None:
-            if not counters.get("decode") and not counters.get("clips"):
-                return Text("starting workers", style="dim")
-            self._since = time.monotonic() - 1e-3
-        return Text(_rates(counters, time.monotonic() - self._since), style="cyan")
-
-
 def _rates(counters: dict[str, int], seconds: float) -> str:
     words = {"describe": "samples/s", "regions": "regions/s", "clips": "clips/s", "tracks": "tracks/s", "output_tokens": "tokens/s"}
     shown = {name: word for name, word in words.items() if counters.get(name) or name == "output_tokens"}
@@ -82,11 +65,12 @@ def _rates(counters: dict[str, int], seconds: float) -> str:
 
 
 class RunProgress:
-    """A progress bar on a terminal; a line every few seconds elsewhere. Call it with the summary of the run so far."""
+    """A progress bar on a terminal; elsewhere a line now and then, where there is news. Call it with the summary of the run so far."""
 
     def __init__(self, screen: TextIO) -> None:
         self._console = Console(file=screen, highlight=False)
-        self._started = self._last = time.monotonic()
+        self._first_decoded: float | None = None
+        self._last, self._shown = 0.0, ""
         columns = (
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
@@ -94,21 +78,30 @@ class RunProgress:
             TimeElapsedColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(),
-            _Rates(),
+            TextColumn("{task.fields[news]}", style="cyan"),
         )
         self._bar = Progress(*columns, console=self._console, refresh_per_second=4) if self._console.is_terminal else None
-        self._task = self._bar.add_task("datagen", total=None, counters={}) if self._bar else None
+        self._task = self._bar.add_task("datagen", total=None, news="") if self._bar else None
 
     def __call__(self, summary: RunSummary) -> None:
         """Show how far the run is."""
-        done, counters = summary.counters.get("describe", 0) + summary.videos, summary.counters
+        done, news, now = summary.counters.get("describe", 0) + summary.videos, self._news(summary.counters), time.monotonic()
         if self._bar and self._task is not None:
-            self._bar.update(self._task, total=summary.todo, completed=done, counters=counters)
-            return
-        now = time.monotonic()
-        if now - self._last >= PLAIN_EVERY_S:
-            self._last = now
-            self._console.print(f"{done}/{summary.todo} samples · {_rates(counters, now - self._started)}")
+            self._bar.update(self._task, total=summary.todo, completed=done, news=news)
+        elif now - self._last >= PLAIN_EVERY_S and news != self._shown:
+            self._last, self._shown = now, news
+            self._console.print(f"{done}/{summary.todo} samples · {news}", soft_wrap=True)
+
+    def _news(self, counters: dict[str, int]) -> str:
+        """Rates since the first sample was decoded; before the first text, what comes before it."""
+        if not counters.get("decode") and not counters.get("clips"):
+            return "starting workers"
+        if self._first_decoded is None:
+            self._first_decoded = time.monotonic()
+        before = ", ".join(f"{counters[step]} {step}d" for step in ("decode", "perceive") if counters.get(step))
+        if before and not counters.get("output_tokens"):
+            return before
+        return _rates(counters, time.monotonic() - self._first_decoded)
 
     def __enter__(self) -> RunProgress:
         if self._bar:
@@ -161,8 +154,6 @@ def print_run(console: Console, summary: RunSummary) -> None:
     table.add_row("dataset", escape(summary.output))
     console.print(table)
     _print_warnings(console, summary.warnings)
-    if summary.interrupted:
-        console.print("[yellow]interrupted[/yellow]: everything above is committed; run the same command to go on")
 
 
 def _print_warnings(console: Console, warnings: list[str]) -> None:
@@ -184,7 +175,7 @@ def print_check(console: Console, report: CheckReport) -> None:
         counts = f"{report.num_assets} assets, {report.num_regions} regions, {report.num_clips} clips and {report.num_tracks} tracks"
     console.print(f"{verdict}: {counts} in {report.num_parts} parts", soft_wrap=True)
     if report.num_unfinished_videos:
-        left = f"{report.num_unfinished_videos} videos are unfinished ({report.num_unfinished_clips} clips so far)"
+        left = f"unfinished videos: {report.num_unfinished_videos}, with {report.num_unfinished_clips} clips so far"
         console.print(f"{left}; run the job again to go on with them", soft_wrap=True)
 
 

@@ -26,6 +26,7 @@ from datagen.describe import make_describe_step
 from datagen.errors import ClusterError
 from datagen.faults import fault_point
 from datagen.guard import ClipStep, Guarded, GuardedClips, Ledger, LedgerClient, LocalLedger, RayLedger, Step, split_suspects
+from datagen.interrupts import handlers_kept
 from datagen.job import Job, Pool
 from datagen.perceive import make_perceive_step, make_video_step
 from datagen.records import Sample
@@ -146,11 +147,12 @@ def start_ray(job: Job) -> bool:
         return False
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": True, "configure_logging": False}
     try:
-        if job.run.ray_address:
-            ray.init(address=job.run.ray_address, log_to_driver=True, configure_logging=False)
-        else:
-            store = job.run.object_store_gib
-            ray.init(num_cpus=_embedded_cpus(job), object_store_memory=int(store * 2**30) if store else None, **quiet)
+        with handlers_kept():
+            if job.run.ray_address:
+                ray.init(address=job.run.ray_address, log_to_driver=True, configure_logging=False)
+            else:
+                store = job.run.object_store_gib
+                ray.init(num_cpus=_embedded_cpus(job), object_store_memory=int(store * 2**30) if store else None, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = job.run.ray_address or "an embedded Ray"
         raise ClusterError(f"cannot start or reach {where}: {error}. See the run's log; `ray status` shows a cluster's state.") from error

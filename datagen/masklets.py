@@ -36,7 +36,7 @@ class Masklet:
 
     @property
     def frame_indices(self) -> NDArray[np.int64]:
-        """(T,) numbers of the frames among the clip's sampled frames; an object not followed from the start begins later than 0."""
+        """(T,) numbers of the frames in the video, counting all of its frames, also those that were not sampled."""
         return np.asarray(self._frame_indices, dtype=np.int64)
 
     @property

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 from describe_helpers import golden_job
+from hypothesis import settings
 from s3_server import CREDENTIALS, moto_server
 
 from datagen.describe.step import DescribeStep
+
+# How long an example takes says something about the machine and its neighbours; pytest-timeout ends what hangs.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 
 @pytest.fixture(scope="session")

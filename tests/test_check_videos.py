@@ -94,7 +94,7 @@ def test_an_unfinished_video_is_counted_and_no_violation(root):
     assert report.ok, report.violations
     assert (report.num_unfinished_videos, report.num_unfinished_clips) == (1, 2)
     assert json.loads(json.dumps(report.to_dict()))["num_unfinished_clips"] == 2
-    assert "1 videos are unfinished (2 clips so far); run the job again" in shown(report)
+    assert "unfinished videos: 1, with 2 clips so far; run the job again" in shown(report)
     assert codes(root, expected=[film(24)]) == {"lost_asset": 1}
 
 
@@ -166,7 +166,7 @@ def test_a_row_twice_in_a_part_is_found(root, table, code):
 # --- the clips of a video --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("clip_index", "said"), [(0, "the clips are 1, 2"), (1, "the clips are 0, 2"), (2, "the clips are 0, 1")])
+@pytest.mark.parametrize(("clip_index", "said"), [(0, "the clips are 1-2"), (1, "the clips are 0, 2"), (2, "the clips are 0-1")])
 def test_a_lost_clip_of_a_finished_video_is_found(root, clip_index, said):
     remove_clip(root, 21, clip_index)
     (violation,) = check_dataset(str(root)).violations
@@ -303,8 +303,10 @@ def events(first=(), second=()):
         ("start_s", lambda s: s + 1, "track_times"),
         ("end_s", lambda s: s + 1, "track_times"),
         ("frames", frames(frame_index=-1, at=1), "frame_index"),
-        ("frames", frames(frame_index=8, at=1), "frame_index"),
+        ("frames", frames(frame_index=9, at=2), "frame_index"),
         ("frames", frames(frame_index=24, at=7), "frame_index"),
+        ("frames", frames(frame_index=16, at=7), "frame_index"),
+        ("frames", frames(frame_index=7, at=3), "frame_index"),
         ("frames", frames(timestamp_s=2.25), "timestamp"),
         ("frames", frames(timestamp_s=1.75), "timestamp"),
         ("frames", frames(timestamp_s=4.0, at=7), "timestamp"),
@@ -321,7 +323,7 @@ def events(first=(), second=()):
         ("frames", frames(box_xyxy=[0.0, 0.0, 40.0]), "box"),
         ("frames", frames(box_xyxy=[0.0, 0.0, 1.0, 1.0], at=2), "box"),
         ("prompts", lambda items: items[::-1], "prompt_frame"),
-        ("prompts", lambda items: [items[0] | {"frame_index": 16}], "prompt_frame"),
+        ("prompts", lambda items: [items[0] | {"frame_index": 7}], "prompt_frame"),
         ("prompts", lambda items: [items[0] | {"frame_index": -1}], "prompt_frame"),
         ("events", lambda items: items[::-1], "event"),
         ("events", events({"end_frame": 12}), "event"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -216,79 +217,75 @@ DECODER_DIES_IN_THE_SECOND_CLIP = json.dumps({"decode": {"kill_if_uri": "v.mp4#f
 DRIVER_DIES_WHEN_IT_WRITES = {"DATAGEN_FAULTS": json.dumps({"write": {"kill_if_uri": "v.mp4"}})}
 
 
-@pytest.fixture
-def films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    """A job, run once: v.mp4 of three clips fails in its second, w.mp4 at once, u.mp4 and a picture are good."""
-    folder = tmp_path / "in"
-    photo(folder / "a.png")
+@pytest.fixture(scope="module")
+def run_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`in`, and `corpus` after one run: v.mp4 of three clips failed in its second, w.mp4 at once, u.mp4 and a picture are good."""
+    root = tmp_path_factory.mktemp("films")
+    photo(root / "in" / "a.png")
     for name in ("u.mp4", "v.mp4"):
-        film(folder / name)
-    (folder / "w.mp4").write_bytes(b"no film")
-    job = films_job(folder, tmp_path)
-    with monkeypatch.context() as patch:
+        write_video(root / "in" / name, map(numbered, range(12)), fps=4)
+    (root / "in" / "w.mp4").write_bytes(b"no film")
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATAGEN_FAULTS", DECODER_DIES_IN_THE_SECOND_CLIP)
-        assert run_job(job).statuses == {"ok": 2, "failed": 2}
-    return job
+        assert run_job(films_job(root / "in", root / "corpus")).statuses == {"ok": 2, "failed": 2}
+    return root
 
 
-def films_job(folder: Path, tmp_path: Path, retry_failed: int = 0) -> Job:
-    data = {"perceive": FAKE, "describe": {**FAKE, "tasks": ["caption"]}, "decode": {"max_clip_s": 1.0}, "output": str(tmp_path / "corpus")}
+@pytest.fixture
+def films(run_once: Path, tmp_path: Path) -> Path:
+    """The output, to go on with; its input is that of `run_once`."""
+    return shutil.copytree(run_once / "corpus", tmp_path / "corpus")
+
+
+def films_job(folder: Path, output: Path, retry_failed: int = 0) -> Job:
+    data = {"perceive": FAKE, "describe": {**FAKE, "tasks": ["caption"]}, "decode": {"max_clip_s": 1.0}, "output": str(output)}
     run = {"executor": "inprocess", "retry_failed": retry_failed}
     return parse_job({**data, "source": {"input": str(folder), "media": "any"}, "run": run})
 
 
-def film(path: Path) -> None:
-    write_video(path, map(numbered, range(12)), fps=4)
+def clip_rows(output: Path) -> dict[tuple[str, int], dict]:
+    return {(Path(row["uri"]).stem, row["clip_index"]): row for row in pq.read_table(output / "clips").to_pylist()}
 
 
-def clip_rows(output: str) -> dict[tuple[str, int], dict]:
-    return {(Path(row["uri"]).stem, row["clip_index"]): row for row in pq.read_table(Path(output) / "clips").to_pylist()}
+def without_part(found: dict[str, dict]) -> dict[str, dict]:
+    return {name: row | {"part_id": ""} for name, row in found.items()}
 
 
-def test_a_failed_video_goes_on_at_the_clip_that_failed(films: Job, tmp_path: Path) -> None:
-    output = str(tmp_path / "corpus")
-    assert (rows(output)["v"]["num_clips"], rows(output)["v"]["error_code"]) == (2, "decoder_crashed")
-    before = clip_rows(output)
+def test_a_failed_video_goes_on_at_the_clip_that_failed(run_once: Path, films: Path) -> None:
+    assert (rows(str(films))["v"]["num_clips"], rows(str(films))["v"]["error_code"]) == (2, "decoder_crashed")
+    before = clip_rows(films)
 
-    summary = run_job(films_job(tmp_path / "in", tmp_path, retry_failed=1))
+    summary = run_job(films_job(run_once / "in", films, retry_failed=1))
 
     assert summary.diff == {"recovered": 1, "failed_again": 1}
-    after, clips = rows(output), clip_rows(output)
-    assert {name: (row["status"], row["retries"]) for name, row in after.items()} == {
-        "a": ("ok", 0),
-        "u": ("ok", 0),
-        "v": ("ok", 1),
-        "w": ("failed", 1),
-    }
+    found = {name: (row["status"], row["retries"]) for name, row in rows(str(films)).items()}
+    assert found == {"a": ("ok", 0), "u": ("ok", 0), "v": ("ok", 1), "w": ("failed", 1)}
+    clips = clip_rows(films)
     assert sorted(key for key in clips if key[0] == "v") == [("v", 0), ("v", 1), ("v", 2)]
     assert clips["v", 0] == before["v", 0], "what was good is not done again"
-    assert run_job(films_job(tmp_path / "in", tmp_path, retry_failed=1)).todo == 0
+    assert run_job(films_job(run_once / "in", films, retry_failed=1)).todo == 0
 
 
-def test_a_video_that_is_not_listed_keeps_its_row_and_its_clips(films: Job, tmp_path: Path) -> None:
-    output = str(tmp_path / "corpus")
-    before, clips = rows(output), clip_rows(output)
+def test_a_video_that_is_not_listed_keeps_its_row_and_its_clips(films: Path, tmp_path: Path) -> None:
+    before, clips = rows(str(films)), clip_rows(films)
     (tmp_path / "nothing").mkdir()
-    assert run_job(films_job(tmp_path / "nothing", tmp_path, retry_failed=3)).todo == 0
-    after = rows(output)
-    assert clip_rows(output) == clips
-    assert {name: row | {"part_id": ""} for name, row in after.items()} == {name: row | {"part_id": ""} for name, row in before.items()}
+    assert run_job(films_job(tmp_path / "nothing", films, retry_failed=3)).todo == 0
+    assert clip_rows(films) == clips
+    assert without_part(rows(str(films))) == without_part(before)
 
 
-def test_a_run_that_is_killed_while_it_tries_a_video_again_loses_nothing(films: Job, tmp_path: Path) -> None:
-    output = str(tmp_path / "corpus")
-    before, clips = rows(output), clip_rows(output)
-    killed = start(films_job(tmp_path / "in", tmp_path, retry_failed=1), tmp_path / "job.yaml", **DRIVER_DIES_WHEN_IT_WRITES)
+def test_a_run_that_is_killed_while_it_tries_a_video_again_loses_nothing(run_once: Path, films: Path, tmp_path: Path) -> None:
+    before, clips = rows(str(films)), clip_rows(films)
+    killed = start(films_job(run_once / "in", films, retry_failed=1), tmp_path / "job.yaml", **DRIVER_DIES_WHEN_IT_WRITES)
     assert killed.returncode == -9
-    assert len(list(open_store(output).list(ASIDE))) == 3, "the part, and a clip of each"
+    assert len(list(open_store(str(films)).list(ASIDE))) == 3, "the part, and a clip of each"
 
-    assert run_job(films).todo == 0
+    assert run_job(films_job(run_once / "in", films)).todo == 0
 
-    after = rows(output)
-    assert clip_rows(output) == clips
-    assert {name: row | {"part_id": ""} for name, row in after.items()} == {name: row | {"part_id": ""} for name, row in before.items()}
-    assert run_job(films_job(tmp_path / "in", tmp_path, retry_failed=1)).diff == {"recovered": 1, "failed_again": 1}
-    assert rows(output)["v"]["num_clips"] == 3
+    assert clip_rows(films) == clips
+    assert without_part(rows(str(films))) == without_part(before)
+    assert run_job(films_job(run_once / "in", films, retry_failed=1)).diff == {"recovered": 1, "failed_again": 1}
+    assert rows(str(films))["v"]["num_clips"] == 3
 
 
 def test_the_second_of_two_schedules_leaves_with_a_message(photos: Path, output: str, tmp_path: Path) -> None:

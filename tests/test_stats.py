@@ -143,9 +143,11 @@ def test_counts_of_videos(films):
 
 def test_the_tables_show_the_numbers_of_videos(films):
     shown = text_of(dataset_stats(str(films)))
-    words = ("Videos", "unfinished", "hours", "0.0056", "tracks per clip, mean", "0.75", "corrupt", "already_followed")
+    words = ("finished videos", "hours in clips", "0.0056", "tracks per clip, mean", "0.75", "corrupt", "already_followed")
     for word in (*words, "truncated:event_en", "Length of event_en, words", "Length of event_zh, characters"):
         assert word in shown, word
+    lines = [line.split() for line in shown.splitlines()]
+    assert [line[1] for line in lines if line[:1] == ["ok"]] == ["9", "2", "7"]
 
 
 def test_uncommitted_tracks_do_not_count(tmp_path):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import count, pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count, groupby, pairwise
 from typing import Any, NamedTuple
 
 from datagen.check.parts import batches, damage
@@ -18,23 +18,24 @@ from datagen.write.store import Store
 _CODES: Mapping[str, Code] = {"num_tracks": "track_count", "status": "status"}
 
 
-class _Span(NamedTuple):
-    """What a clip is held against the one before."""
+class _Tracks(NamedTuple):
+    """The tracks of a clip. ids: None when they could not all be read. frames: numbers of the first and the last frame of any."""
+
+    ids: list[str] | None
+    frames: tuple[int, int] | None
+
+
+class _Clip(NamedTuple):
+    """What a clip is held against the others of its video."""
 
     part: str
     clip_id: str
+    asset_id: str
     clip_index: int
     start_s: float
     end_s: float
     is_last: bool
-
-
-class _Clip(NamedTuple):
-    """A clip as its parts have it. row: of `clips`. track_ids: None when its tracks could not be read."""
-
-    row: dict[str, Any]
-    span: _Span
-    track_ids: list[str] | None
+    frames: tuple[int, int] | None
 
 
 class VideoCheck:
@@ -58,34 +59,28 @@ class VideoCheck:
         self._left.difference_update(names.values())
         is_counted = len(names) == num_clips and num_clips == max(names, default=-1) + 1 > 0
         if not is_counted:
-            found = f"the clips are {', '.join(map(str, names)) or 'none'}"
-            self._report.add("clip_count", f"num_clips says {num_clips}, {found}", table="assets", part=part, id=asset_id)
-        totals, spans = VideoTotals(), []
-        for name in names.values():
-            clip = self._read(name)
-            if clip is not None:
-                spans.append(clip.span)
-                if clip.track_ids is not None:
-                    totals.add(clip.row, clip.track_ids)
-        self._check_order(spans, ends=is_counted and len(spans) == num_clips)
+            message = f"num_clips says {num_clips}, the clips are {_ranges(names) or 'none'}"
+            self._report.add("clip_count", message, table="assets", part=part, id=asset_id)
+        totals = VideoTotals()
+        clips = [clip for name in names.values() if (clip := self._read(name, totals)) is not None]
+        self._check_order(clips, ends=is_counted and len(clips) == num_clips)
         if is_counted and totals.num_clips == num_clips:
             self._compare(row, totals.asset_row(), part)
 
     def check_unfinished(self, finished: DoneSet) -> None:
         """Check the clips that no row of `assets` has asked for. finished: the ids of all assets."""
-        videos: dict[str, list[_Span]] = {}
+        videos: dict[str, list[_Clip]] = {}
         for name in sorted(self._left):
             clip = self._read(name)
             if clip is None:
                 continue
-            asset_id = clip.row["asset_id"]
-            if asset_id in finished:
+            if clip.asset_id in finished:
                 message = "its asset has a row in assets and is finished without it"
-                self._report.add("stray_clip", message, table="clips", part=name, id=clip.span.clip_id)
+                self._report.add("stray_clip", message, table="clips", part=name, id=clip.clip_id)
             else:
-                videos.setdefault(asset_id, []).append(clip.span)
-        for spans in videos.values():
-            self._check_order(sorted(spans, key=lambda span: span.clip_index), ends=False)
+                videos.setdefault(clip.asset_id, []).append(clip)
+        for clips in videos.values():
+            self._check_order(sorted(clips, key=lambda clip: clip.clip_index), ends=False)
         self._report.num_unfinished_videos = len(videos)
         self._report.num_unfinished_clips = sum(map(len, videos.values()))
 
@@ -100,8 +95,11 @@ class VideoCheck:
                 break
         return names
 
-    def _read(self, part: str) -> _Clip | None:
-        """Check a clips part and the tracks part of the same name; None when the clip it is named for is not in it."""
+    def _read(self, part: str, totals: VideoTotals | None = None) -> _Clip | None:
+        """Check a clips part and the tracks part of the same name; None when the clip it is named for is not in it.
+
+        totals: of its video, to which it is added when all of it can be read.
+        """
         before = damage(self._report)
         rows = [row for batch in batches(self._store, "clips", part, self._report) for row in batch]
         self._report.num_clips += len(rows)
@@ -114,8 +112,11 @@ class VideoCheck:
         if len(own) > 1:
             self._report.add("duplicate_clip", f"there {len(own)} times in this part", table="clips", part=part, id=row["clip_id"])
         self._report.add_all(clip_problems(row, part, self._runs, self._deep), "clips", part)
-        span = _Span(part, *(row[name] for name in _Span._fields[1:]))
-        return _Clip(row, span, self._check_tracks(row, part))
+        tracks = self._check_tracks(row, part)
+        if totals is not None and tracks.ids is not None:
+            totals.add(row, tracks.ids)
+        times = row["start_s"], row["end_s"]
+        return _Clip(part, row["clip_id"], row["asset_id"], row["clip_index"], *times, row["is_last"], tracks.frames)
 
     def _is_in_place(self, row: Mapping[str, Any], part: str) -> bool:
         name = clip_part_id(row["asset_id"], row["clip_index"])
@@ -126,40 +127,51 @@ class VideoCheck:
                 self._report.add("duplicate_clip", f"in 2 parts: {name}, {part}", table="clips", part=part, id=row["clip_id"])
         return name == part
 
-    def _check_tracks(self, clip: Mapping[str, Any], part: str) -> list[str] | None:
-        """The ids of a clip's tracks; None when they could not all be read."""
-        before, found = damage(self._report), list[tuple[str, int]]()
+    def _check_tracks(self, clip: Mapping[str, Any], part: str) -> _Tracks:
+        before, found, frames = damage(self._report), list[tuple[str, int]](), list[int]()
         for rows in batches(self._store, "tracks", part, self._report) if part in self._tracks else ():
             found += [(row["track_id"], row["object_index"]) for row in rows]
+            frames += [frame["frame_index"] for row in rows for frame in row["frames"]]
             self._report.add_all(track_problems(rows, clip, part, self._deep), "tracks", part)
         self._report.num_tracks += len(found)
-        for track_id, times in Counter(track_id for track_id, _ in found).items():
-            if times > 1:
-                self._report.add("duplicate_track", f"there {times} times in this part", table="tracks", part=part, id=track_id)
         objects = dict(found)
-        for index, times in Counter(objects.values()).items():
-            if times > 1:
-                self._report.add("object_index", f"{times} objects of the clip have number {index}", table="tracks", part=part)
+        self._check_repeats(found, objects, part)
+        span = (min(frames), max(frames)) if frames else None
         if damage(self._report) > before:
-            return None
+            return _Tracks(None, span)
         if len(objects) != clip["num_tracks"]:
             message = f"num_tracks says {clip['num_tracks']}, the tracks part of the same name has {len(objects)}"
             self._report.add("track_count", message, table="clips", part=part, id=clip["clip_id"])
-        return list(objects)
+        return _Tracks(list(objects), span)
 
-    def _check_order(self, spans: Sequence[_Span], ends: bool) -> None:
+    def _check_repeats(self, found: Sequence[tuple[str, int]], objects: Mapping[str, int], part: str) -> None:
+        for track_id, times in Counter(track_id for track_id, _ in found).items():
+            if times > 1:
+                self._report.add("duplicate_track", f"there {times} times in this part", table="tracks", part=part, id=track_id)
+        for index, times in Counter(objects.values()).items():
+            if times > 1:
+                self._report.add("object_index", f"{times} objects of the clip have number {index}", table="tracks", part=part)
+
+    def _check_order(self, clips: Sequence[_Clip], ends: bool) -> None:
         """Clips of one video in order: each begins where the one before ends, and only the last one `ends` the video, if it is there."""
-        for span, following in pairwise(spans):
-            if span.is_last:
+        last_frame = -1
+        for clip in clips:
+            if clip.frames is not None:
+                if clip.frames[0] <= last_frame:
+                    message = f"its tracks begin at frame {clip.frames[0]} of the video, an earlier clip's end at {last_frame}"
+                    self._report.add("frame_index", message, table="tracks", part=clip.part, id=clip.clip_id)
+                last_frame = max(last_frame, clip.frames[1])
+        for clip, following in pairwise(clips):
+            if clip.is_last:
                 message = f"is_last says that the video ends with it, but there is clip {following.clip_index}"
-                self._report.add("last_clip", message, table="clips", part=span.part, id=span.clip_id)
-            is_next = following.clip_index == span.clip_index + 1
-            if is_next and abs(following.start_s - span.end_s) > TOLERANCE_S:
-                message = f"it starts at {following.start_s} s, the clip before ends at {span.end_s} s"
+                self._report.add("last_clip", message, table="clips", part=clip.part, id=clip.clip_id)
+            is_next = following.clip_index == clip.clip_index + 1
+            if is_next and abs(following.start_s - clip.end_s) > TOLERANCE_S:
+                message = f"it starts at {following.start_s} s, the clip before ends at {clip.end_s} s"
                 self._report.add("clip_times", message, table="clips", part=following.part, id=following.clip_id)
-        if ends and not spans[-1].is_last:
+        if ends and not clips[-1].is_last:
             message = "its video is finished, but is_last says that another clip follows"
-            self._report.add("last_clip", message, table="clips", part=spans[-1].part, id=spans[-1].clip_id)
+            self._report.add("last_clip", message, table="clips", part=clips[-1].part, id=clips[-1].clip_id)
 
     def _compare(self, row: Mapping[str, Any], expected: Mapping[str, Any], part: str) -> None:
         """A finished video's row of `assets` against the one that its clips give."""
@@ -169,3 +181,9 @@ class VideoCheck:
                 wrong.setdefault(_CODES.get(name, "video_row"), []).append(f"{name} is {row[name]!r}, from the clips {value!r}")
         for code, differences in wrong.items():
             self._report.add(code, "; ".join(differences), table="assets", part=part, id=row["asset_id"])
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Rising numbers in few words: `0-4, 6`."""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda item: item[1] - item[0])]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -13,9 +13,9 @@ _BAR = 24
 
 def render_stats(stats: dict[str, Any]) -> RenderableType:
     """The stats as tables for a terminal, with bars."""
-    summary = {"assets": stats["num_assets"], **{f"  {key}": n for key, n in stats["statuses"].items()}}
-    summary |= {"regions": stats["num_regions"], "parts": stats["num_parts"]}
-    summary |= _spread("regions per asset", stats["regions_per_asset"])
+    summary = [("assets", stats["num_assets"]), *_indented(stats["statuses"])]
+    summary += [("regions", stats["num_regions"]), ("parts", stats["num_parts"])]
+    summary += _spread("regions per asset", stats["regions_per_asset"])
     parts: list[RenderableType] = [_plain_table(escape(stats["dataset"]), summary)]
     titles = {"failures": "Failed assets by code", "dropped": "Dropped regions by reason", "flags": "Flagged regions"}
     parts += [_bars(title, stats[key]) for key, title in titles.items() if stats[key]]
@@ -30,19 +30,25 @@ def render_stats(stats: dict[str, Any]) -> RenderableType:
 
 
 def _videos(videos: dict[str, Any]) -> list[RenderableType]:
-    summary = {"videos": videos["num_videos"], **{f"  {key}": n for key, n in videos["statuses"].items()}}
-    summary |= {"unfinished": videos["num_unfinished"]} if videos["num_unfinished"] else {}
-    summary |= {"hours": videos["hours"], "clips": videos["num_clips"]}
-    summary |= {f"  {key}": n for key, n in videos["clip_statuses"].items()}
-    summary |= {"objects": videos["num_objects"], "tracks": videos["num_tracks"], "events": videos["num_events"]}
+    summary = [("finished videos", videos["num_videos"]), *_indented(videos["statuses"]), ("unfinished videos", videos["num_unfinished"])]
+    summary += [("hours in clips", videos["hours"]), ("clips", videos["num_clips"]), *_indented(videos["clip_statuses"])]
+    summary += [("objects of finished videos", videos["num_objects"]), ("tracks", videos["num_tracks"]), ("events", videos["num_events"])]
     if videos["visible_share"] is not None:
-        summary["share of frames in which an object is seen"] = videos["visible_share"]
+        summary.append(("share of a track's frames in which it is seen", videos["visible_share"]))
     spreads = {"clip_seconds": "seconds per clip", "tracks_per_clip": "tracks per clip", "events_per_track": "events per track"}
     for key, name in spreads.items():
-        summary |= _spread(name, videos[key])
+        summary += _spread(name, videos[key])
     titles = {"failures": "Failed videos by code", "dropped": "Dropped tracks by reason", "flags": "Flagged tracks"}
     bars = [_bars(title, videos[key]) for key, title in titles.items() if videos[key]]
     return [_plain_table("Videos", summary), *bars, *_lengths(videos["texts"])]
+
+
+def _indented(counts: dict[str, int]) -> list[tuple[str, float]]:
+    return [(f"  {name}", count) for name, count in counts.items()]
+
+
+def _spread(name: str, numbers: dict[str, float]) -> list[tuple[str, float]]:
+    return [(f"{name}, {key}", value) for key, value in numbers.items()]
 
 
 def _lengths(texts: dict[str, Any]) -> list[RenderableType]:
@@ -50,13 +56,9 @@ def _lengths(texts: dict[str, Any]) -> list[RenderableType]:
     return [_bars(f"Length of {name}, {units[name]}", text["lengths"]) for name, text in texts.items()]
 
 
-def _spread(name: str, numbers: dict[str, float]) -> dict[str, float]:
-    return {f"{name}, {key}": value for key, value in numbers.items()}
-
-
-def _plain_table(title: str, rows: dict[str, Any]) -> Table:
+def _plain_table(title: str, rows: list[tuple[str, float]]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False, box=None)
-    for name, value in rows.items():
+    for name, value in rows:
         table.add_row(name, f"{value:,}")
     return table
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import yaml
-from corpora import fake_job, mixed_parts, write_dataset
+from corpora import fake_job, mixed_clips, mixed_parts, write_dataset
 
 from datagen import __version__
 from datagen.errors import SourceError, WriteError
@@ -111,6 +111,28 @@ def test_the_card_tells_what_is_there(tmp_path):
     assert [config["config_name"] for config in card["configs"]] == ["regions", "assets"]
     for line in ("| assets | 9 |", "| · failed | 1 |", "| regions | 17 |", "| parts | 3 |", "`caption_zh`"):
         assert line in body
+    assert "tracks" not in body
+
+
+@pytest.mark.parametrize(
+    ("parts", "clips", "tables"),
+    [
+        (mixed_parts(), mixed_clips(), ["regions", "tracks", "clips", "assets"]),
+        ([], mixed_clips(), ["tracks", "clips", "assets"]),
+        ([], mixed_clips()[6:7], ["clips", "assets"]),
+        ([], mixed_clips()[-2:], ["tracks", "clips"]),
+    ],
+)
+def test_the_card_tells_of_videos_where_there_are_some(tmp_path, parts, clips, tables):
+    write_card(write_dataset(tmp_path, parts, clips), fake_job())
+    _, front_matter, body = (tmp_path / "README.md").read_text().split("---\n", 2)
+    card = yaml.safe_load(front_matter)
+    assert [config["config_name"] for config in card["configs"]] == tables
+    assert "video-text-to-text" in card["task_categories"]
+    for line in (f"| clips | {len(clips)} |", "`text_en`", "Objects of videos", "masklet(tracks[0])", "unnest(events)"):
+        assert line in body
+    for line in ("Regions of images", "regions/*.parquet"):
+        assert (line in body) == ("regions" in tables)
 
 
 def test_the_card_of_nothing_names_no_files(store):
