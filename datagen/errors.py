@@ -116,7 +116,7 @@ class OutputBusyError(WriteError):
 
 class StorageError(DatagenError):
     """A bucket refuses. Codes: `access_denied`, `missing_bucket`, `wrong_region`, `no_credentials`, `bad_credentials`,
-    `expired_credentials`, `wrong_clock`, `archived`, `precondition`, `not_supported`, `storage`.
+    `expired_credentials`, `wrong_clock`, `archived`, `precondition`, `not_supported`, `bad_uri`, `too_large`, `not_installed`, `storage`.
     """
 
     code = "storage"

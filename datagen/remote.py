@@ -82,7 +82,10 @@ def list_files(uri: str, options: S3Options) -> Iterator[RemoteFile]:
 
 
 def version_of(uri: str, options: S3Options) -> str:
-    """What changes when the file does; empty when it is not there or may not be looked at, which reading it will tell."""
+    """What changes when the file does; empty when it is not there or may not be looked at, which reading it will tell.
+
+    Raises StorageError for anything else: an id made from a guess would make the file a new asset.
+    """
     try:
         if scheme_of(uri) == "s3":
             bucket, key = s3.split_uri(uri)
@@ -92,7 +95,7 @@ def version_of(uri: str, options: S3Options) -> str:
     except FileNotFoundError:
         return ""
     except StorageError as error:
-        if stops_the_job(error):
+        if error.code not in ("access_denied", "missing_bucket"):
             raise
         return ""
 

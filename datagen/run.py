@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -40,7 +40,7 @@ from datagen.write import (
     write_card,
 )
 from datagen.write.done import known_uris
-from datagen.write.retries import restore_failed, retrying
+from datagen.write.retries import Retries, restore_failed, retrying, to_retry
 from datagen.write.store import META
 
 if TYPE_CHECKING:
@@ -75,35 +75,45 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -
     store = open_store(output, job.s3)
     record = RunRecord.new(job)
     summary = RunSummary(run_id=record.run_id, output=output)
-    with store.lease({"run_id": record.run_id, "job": job.name, "input": source_input}):
-        prepare_output(store, job)
-        removed = sweep(store)
-        restore_failed(store, job.write)
-        done, videos = resume_videos(store, job.write)
-        try:
-            with retrying(store, done, job.run.retry_failed, job.write) as retries:
-                if retries.again:
-                    videos = VideoProgress(store, retries.done)
-                summary.failed_before = done.statuses["failed"] - len(retries.again)
-                todo = _todo(source, retries.done, summary, limit)
-                summary.warnings = _continued(store, job)
-                first = next(todo, None)
-                summary.skipped = source.skipped
-                if first is None:
-                    return summary
-                with _logged(store, record.run_id, screen) as progress:
-                    logger.info("run %s; left over from an earlier run and removed: %s", record.run_id, removed)
-                    image_size = _note_model(record, job, model)
-                    record.write(store, status="running")
-                    plan = graph.Plan(job, output, record.run_id, image_size)
-                    committer = Committer(store, videos, job.write, summary)
-                    kind_of = _Kinds(retries.again, known_uris(store) if job.source.reprocess_changed else None)
-                    samples = _expected(chain([first], todo), committer, videos, kind_of)
-                    _stream(plan, store, samples, committer, summary, record, progress)
-        finally:
-            if summary.parts:
-                write_card(store, job)
+    with (
+        store.lease({"run_id": record.run_id, "job": job.name, "input": source_input}),
+        _taken_up(store, job, summary) as (retries, videos, removed),
+    ):
+        todo = _todo(source, retries.done, summary, limit)
+        summary.warnings = _continued(store, job)
+        first = next(todo, None)
+        summary.skipped = source.skipped
+        if first is None:
+            return summary
+        with _logged(store, record.run_id, screen) as progress:
+            logger.info("run %s; left over from an earlier run and removed: %s", record.run_id, removed)
+            image_size = _note_model(record, job, model)
+            record.write(store, status="running")
+            plan = graph.Plan(job, output, record.run_id, image_size)
+            committer = Committer(store, videos, job.write, summary)
+            kind_of = _Kinds(retries.again, known_uris(store) if job.source.reprocess_changed else None)
+            samples = _expected(chain([first], todo), committer, videos, kind_of)
+            _stream(plan, store, samples, committer, summary, record, progress)
     return summary
+
+
+@contextmanager
+def _taken_up(store: Store, job: Job, summary: RunSummary) -> Iterator[tuple[Retries, VideoProgress, Sequence[str]]]:
+    """The output, ready to go on with: what is done and what is to be tried again, what is begun, and what was swept away.
+
+    At the end failed assets that were not tried again are back, and the card says what there is.
+    """
+    prepare_output(store, job)
+    removed = sweep(store)
+    restore_failed(store, job.write)
+    done, videos = resume_videos(store, job.write)
+    try:
+        with retrying(store, done, job.run.retry_failed, job.write) as retries:
+            summary.failed_before = done.statuses["failed"] - len(retries.again)
+            yield retries, VideoProgress(store, retries.done) if retries.again else videos, removed
+    finally:
+        if summary.parts:
+            write_card(store, job)
 
 
 def _stream(
@@ -169,7 +179,9 @@ def plan_job(job: Job) -> dict[str, Any]:
     source_input, output = _required(job)
     summary = RunSummary(run_id="", output=output)
     store = open_store(output, job.s3)
-    for _ in _todo(open_source(job.source, job.s3), done_assets(store), summary, None):
+    done = done_assets(store)
+    again = to_retry(store, done, job.run.retry_failed)
+    for _ in _todo(open_source(job.source, job.s3), done.without(again), summary, None):
         pass
     workers = graph.pools(job, graph.resources(job))
     return {

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from describe_helpers import golden_job
 from hypothesis import settings
-from s3_server import CREDENTIALS, moto_server
+from s3_server import CREDENTIALS, moto_server, new_bucket, options_of
 
 from datagen.describe.step import DescribeStep
+from datagen.job import S3Options
 
 # How long an example takes says something about the machine and its neighbours; pytest-timeout ends what hangs.
 settings.register_profile("no_deadline", deadline=None)
@@ -29,6 +30,18 @@ def s3_address() -> Iterator[str]:
             patch.setenv(name, value)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         yield address
+
+
+@pytest.fixture
+def options(s3_address: str) -> S3Options:
+    """For that server: impatient, with a short lease."""
+    return options_of(s3_address)
+
+
+@pytest.fixture
+def bucket(options: S3Options) -> str:
+    """A new bucket."""
+    return new_bucket(options)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from datagen.check import check_dataset
 from datagen.console import print_run
 from datagen.errors import WriteError
 from datagen.job import Job, WriteOptions, parse_job
-from datagen.run import run_job
+from datagen.run import plan_job, run_job
 from datagen.summary import RunSummary
 from datagen.write import done_assets, open_store
 from datagen.write.retries import ASIDE, restore_failed, retrying
@@ -76,6 +76,7 @@ def rows(output: str) -> dict[str, dict]:
 def test_failed_images_are_tried_again_a_few_times_and_then_left(photos: Path, output: str) -> None:
     first = run_job(job_of(photos, output, retry_failed=2))
     assert first.diff == {"new": 6, "failed": 2}
+    assert plan_job(job_of(photos, output, retry_failed=2))["left"] == 2
     before = rows(output)
 
     second = run_job(job_of(photos, output, retry_failed=2))

@@ -20,10 +20,10 @@ from datagen.sources.prompts import parse_prompts, parse_shorthand
 from datagen.sources.uris import Roots, media_type_of, path_of_uri, uri_of_path, version_of_path
 
 # Columns with a meaning; every other one passes through to `Asset.extra`.
-_AT_ONCE = 16
-_Row = TypeVar("_Row")
-
 COLUMNS = ("uri", "asset_id", "license", "prompts", "box", "points", "labels")
+
+_Row = TypeVar("_Row")
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True)

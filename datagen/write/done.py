@@ -16,7 +16,7 @@ from datagen.errors import WriteError
 from datagen.write.parts import part_ids, part_path
 from datagen.write.store import Store
 
-_READERS = 8
+READERS = 16
 _PARTS_AT_ONCE = 64
 
 
@@ -100,7 +100,7 @@ def read_parts(store: Store, table: str, parts: Iterable[str], columns: list[str
     Raises WriteError for a part that cannot be read.
     """
     parts = iter(parts)
-    with ThreadPoolExecutor(_READERS) as readers:
+    with ThreadPoolExecutor(READERS) as readers:
         while some := list(islice(parts, _PARTS_AT_ONCE)):
             yield from readers.map(lambda part: read_part(store, table, part, columns), some)
 

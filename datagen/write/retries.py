@@ -74,13 +74,17 @@ def restore_failed(store: Store, options: WriteOptions) -> bool:
     return has_videos
 
 
+def to_retry(store: Store, done: DoneSet, limit: int) -> dict[str, int]:
+    """asset_id -> retries so far, of the failed assets that a run with this limit would try again."""
+    return {name: count for part in done.failed_parts if limit for name, count in _read_failed(store, part, limit)[1].items()}
+
+
 def _take_out(store: Store, part: str, limit: int, options: WriteOptions) -> dict[str, int]:
     """Set aside a part of failed assets for those that are to be tried again; the others come back at once."""
-    path = part_path("assets", part)
-    rows = _read_rows(store, path)
-    again = {row["asset_id"]: row["retries"] for row in rows if row["retries"] < limit and _can_be_tried(store, row)}
+    rows, again = _read_failed(store, part, limit)
     if not again:
         return {}
+    path = part_path("assets", part)
     store.move(path, f"{ASIDE}/{path}")
     for row in rows:
         if row["media_type"] == "video" and row["asset_id"] in again:
@@ -88,6 +92,11 @@ def _take_out(store: Store, part: str, limit: int, options: WriteOptions) -> dic
             store.move(clip, f"{ASIDE}/{clip}")
     _put_rows(store, (row for row in rows if row["asset_id"] not in again), options)
     return again
+
+
+def _read_failed(store: Store, part: str, limit: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    rows = _read_rows(store, part_path("assets", part))
+    return rows, {row["asset_id"]: row["retries"] for row in rows if row["retries"] < limit and _can_be_tried(store, row)}
 
 
 def _can_be_tried(store: Store, row: Mapping[str, Any]) -> bool:

@@ -33,6 +33,8 @@ from datagen.write.store import who_is
 _POLL_S = 1.0
 # The rest is for the requests that are under way when the lease is looked at.
 _TRUSTED_SHARE = 2 / 3
+# Counts on while the machine sleeps, where there is such a clock.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,10 @@ class S3Lease:
     def check(self) -> None:
         """Make sure that this run is still the holder. Raises OutputBusyError when another took over, StorageUnavailableError when
         the store does not say."""
-        if self._lost_to is None and time.monotonic() < self._trusted_until:
+        if self._lost_to is None and time.clock_gettime(_CLOCK) < self._trusted_until:
             return  # without waiting for a heartbeat that may be stuck
         with self._changing:
-            if self._lost_to is None and time.monotonic() >= self._trusted_until:
+            if self._lost_to is None and time.clock_gettime(_CLOCK) >= self._trusted_until:
                 self._renew(self._options.patience_s)
             if self._lost_to is not None:
                 raise OutputBusyError(
@@ -97,7 +99,7 @@ class S3Lease:
                     self._renew(self._options.lease_heartbeat_s)
 
     def _renew(self, patience_s: float) -> None:
-        started = time.monotonic()
+        started = time.clock_gettime(_CLOCK)
         try:
             self._replace(patience_s)
         except OutputBusyError as error:
@@ -125,9 +127,9 @@ class S3Lease:
 
     def _take(self) -> None:
         """Become the holder, by one of three ways; watch while it is not known whether the holder lives."""
-        first, since = None, time.monotonic()
+        first, since = None, time.clock_gettime(_CLOCK)
         while True:
-            seen, started = self._look(), time.monotonic()
+            seen, started = self._look(), time.clock_gettime(_CLOCK)
             if seen is None:
                 taken = self._try_to_put(IfNoneMatch="*")
             elif seen.content.get("nonce") == self._nonce:  # the answer to our own request was lost

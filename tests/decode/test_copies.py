@@ -7,7 +7,7 @@ import tempfile
 import pytest
 from corpora import kill, start_python, wait_for
 from PIL import Image
-from s3_server import FaultyProxy, new_bucket, once, options_of
+from s3_server import FaultyProxy, once, options_of
 from video_files import number_of, numbered, write_video
 
 from datagen import s3
@@ -23,16 +23,6 @@ from datagen.records import Asset, Sample
 def temp(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
-
-
-@pytest.fixture
-def options(s3_address):
-    return options_of(s3_address)
-
-
-@pytest.fixture
-def bucket(options):
-    return new_bucket(options)
 
 
 @pytest.fixture

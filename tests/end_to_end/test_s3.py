@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from pyarrow import fs
-from s3_server import FaultyProxy, new_bucket, often, options_of
+from s3_server import FaultyProxy, often, options_of
 
 from datagen.check import check_dataset
 from datagen.job import Job, S3Options, parse_job
@@ -22,16 +22,10 @@ from datagen.sources import open_source
 from datagen.write import open_store
 
 
-@pytest.fixture
-def options(s3_address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3Options:
+@pytest.fixture(autouse=True)
+def environment(s3_address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_address)
     monkeypatch.setenv("DATAGEN_CACHE", str(tmp_path / "cache"))
-    return options_of(s3_address)
-
-
-@pytest.fixture
-def bucket(options: S3Options) -> str:
-    return new_bucket(options)
 
 
 def photos(folder: Path, count: int) -> Path:

@@ -10,22 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from corpora import kill, mixed_parts, start_python, wait_for, write_dataset
-from s3_server import CREDENTIALS, FAULTS, FaultyProxy, new_bucket, often, once, options_of
+from s3_server import CREDENTIALS, FAULTS, FaultyProxy, often, once, options_of
 
 from datagen.errors import OutputBusyError, StorageError, StorageUnavailableError, WriteError
 from datagen.remote import open_file
 from datagen.s3 import client, list_objects
 from datagen.write import done_assets, open_store, s3, sweep
-
-
-@pytest.fixture
-def options(s3_address):
-    return options_of(s3_address)
-
-
-@pytest.fixture
-def bucket(options):
-    return new_bucket(options)
 
 
 def store_of(bucket, options, prefix="corpus"):
