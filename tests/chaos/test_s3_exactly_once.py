@@ -62,7 +62,9 @@ class Driver:
 
 
 @pytest.mark.timeout(600)
-def test_drivers_killed_at_random_lose_and_double_nothing_in_a_bucket(options: S3Options, bucket: str, tmp_path: Path, monkeypatch) -> None:
+def test_drivers_killed_at_random_lose_and_double_nothing_in_a_bucket(
+    options: S3Options, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", options.endpoint_url or "")
     seed = time.time_ns() % 10_000
     print(f"seed {seed}")
@@ -92,3 +94,31 @@ def test_drivers_killed_at_random_lose_and_double_nothing_in_a_bucket(options: S
     store = open_store(output)
     assert [path for folder in ("_staging", ASIDE) for path, _ in store.list(folder)] == []
     assert not client(options).list_multipart_uploads(Bucket=bucket).get("Uploads")
+
+
+def test_a_driver_that_was_frozen_while_another_took_over_publishes_nothing_more(
+    options: S3Options, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", options.endpoint_url or "")
+    manifest, output = make_input(tmp_path, COUNT), f"s3://{bucket}/corpus"
+    assert manifest.exists()
+    with monkeypatch.context() as patch:
+        patch.setenv("DATAGEN_FAULTS", json.dumps({"write": {"delay_s": 0.05}}))
+        first = Driver(tmp_path, output, options, assets_per_part=4)
+    deadline = time.monotonic() + 60
+    while not list(open_store(output).list("assets")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first.process.send_signal(signal.SIGSTOP)
+    time.sleep(options.lease_ttl_s)
+
+    second = Driver(tmp_path, output, options, assets_per_part=7).finish()
+
+    first.process.send_signal(signal.SIGCONT)
+    _, message = first.process.communicate(timeout=60)
+    assert first.process.returncode == 4, message
+    assert "lost" in message
+    report = check_dataset(output, expected=expected_ids(COUNT))
+    assert report.ok, report.violations[:5]
+    assert report.num_assets == COUNT
+    assert 0 < second["done_before"] < COUNT
