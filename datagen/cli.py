@@ -57,8 +57,9 @@ def run(
 
     Example: `datagen run pipelines/image-regions.yaml --input photos/ --output corpus/`
 
-    Exit codes: 0 done, 1 more assets failed than the job allows, 2 wrong usage, job, weights or output, 3 the machine broke
-    (rerun to resume), 130 interrupted (rerun to resume).
+    Exit codes: 0 done, or nothing to do; 1 more assets failed than the job allows; 2 wrong usage, job, weights, output or credentials;
+    3 the machine or a bucket broke (rerun to resume); 4 another run is writing there, nothing was done; 130 interrupted (rerun to
+    resume).
     """
     from datagen.console import print_run, run_screen
     from datagen.run import run_job

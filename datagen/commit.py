@@ -7,12 +7,16 @@ not a surprise in the dataset.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from datagen.errors import ClusterError
 from datagen.interrupts import held_back
 from datagen.job import WriteOptions
 from datagen.summary import RunSummary
 from datagen.write import StagedPart, Store, VideoProgress, publish_part, publish_video_assets
+
+# What an asset is for this run: never seen, seen with another content, or seen and failed.
+Kind = Literal["new", "changed", "retried"]
 
 
 class Committer:
@@ -24,10 +28,13 @@ class Committer:
     def __init__(self, store: Store, videos: VideoProgress, options: WriteOptions, summary: RunSummary) -> None:
         self._store, self._videos, self._options, self._summary = store, videos, options, summary
         self._open = _Tally()
+        self._kinds: dict[int, Kind] = {}
 
-    def expect(self, index: int) -> None:
+    def expect(self, index: int, kind: Kind = "new") -> None:
         """Asset number `index` is handed to the workers."""
         self._open.add(index)
+        if kind != "new":
+            self._kinds[index] = kind
 
     @held_back()
     def images(self, part: StagedPart) -> None:
@@ -35,6 +42,8 @@ class Committer:
         self._open.tick(part.indices)
         publish_part(self._store, part)
         self._summary.add(part)
+        for index in part.indices:  # failed images come in parts of their own
+            self._compare(index, "failed" in part.statuses)
 
     @held_back()
     def clip(self, part: StagedPart) -> None:
@@ -52,6 +61,16 @@ class Committer:
         self._open.tick(video.index for video in finished if video.index is not None)
         publish_video_assets(self._store, [video.row for video in finished], self._options)
         self._summary.add_videos([video.row for video in finished])
+        for video in finished:
+            if video.index is not None:
+                self._compare(video.index, video.row["status"] == "failed")
+
+    def _compare(self, index: int, failed: bool) -> None:
+        kind = self._kinds.pop(index, "new")
+        if failed:
+            self._summary.diff["failed_again" if kind == "retried" else "failed"] += 1
+        else:
+            self._summary.diff["recovered" if kind == "retried" else kind] += 1
 
     def close(self) -> None:
         """After the last part. Raises ClusterError when assets are missing."""

@@ -125,8 +125,9 @@ def run_screen(log: Path) -> Iterator[RunProgress]:
 def print_run(console: Console, summary: RunSummary) -> None:
     """The summary at the end of `datagen run`."""
     if not summary.todo:
+        left = f", {summary.failed_before} of its assets failed and are left alone" if summary.failed_before else ""
         found = (
-            f"all {summary.listed} assets of the input are in {summary.output}"
+            f"all {summary.listed} assets of the input are in {summary.output}{left}"
             if summary.listed
             else "the input has no assets for this job"
         )
@@ -138,7 +139,9 @@ def print_run(console: Console, summary: RunSummary) -> None:
     counts = ", ".join(f"{summary.statuses[s]} {s}" for s in ("ok", "empty", "failed") if summary.statuses[s])
     table.add_row("assets", counts or "none finished")
     if summary.done_before:
-        table.add_row("before", f"{summary.done_before} done by earlier runs")
+        left = f"; {summary.failed_before} failed and are left alone" if summary.failed_before else ""
+        table.add_row("before", f"{summary.done_before} done by earlier runs{left}")
+        table.add_row("changes", ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in summary.diff.items()) or "none")
     if summary.regions or not summary.clips:
         table.add_row("regions", f"{summary.regions} in {summary.parts - summary.clips} parts")
     if summary.clips:

@@ -11,7 +11,9 @@ DatagenError
     MemoryShortError  the device's memory was short; less is asked now     the same once more, from its start
   SchemaError         a row does not fit the table's contract              stops the job
   WriteError          the output cannot be written                         exit 2 at the start, 3 later
-    OutputBusyError   another run holds the output's lease                 exit 2
+    OutputBusyError   another run holds the output's lease                 exit 4, try again later
+  StorageError        a bucket refuses: access, name, region, credentials  exit 2, stops the job; for one asset a failed row
+    StorageUnavailableError  a bucket gives no answer for a long time      exit 3, a rerun resumes
   ClusterError        the machine or the cluster broke                     exit 3, a rerun resumes
 """
 
@@ -109,6 +111,23 @@ class OutputBusyError(WriteError):
     """Another run holds the output's lease."""
 
     code = "output_busy"
+    exit_code = 4
+
+
+class StorageError(DatagenError):
+    """A bucket refuses. Codes: `access_denied`, `missing_bucket`, `wrong_region`, `no_credentials`, `bad_credentials`,
+    `expired_credentials`, `wrong_clock`, `archived`, `precondition`, `not_supported`, `bad_uri`, `too_large`, `not_installed`, `storage`.
+    """
+
+    code = "storage"
+    exit_code = 2
+
+
+class StorageUnavailableError(StorageError):
+    """A bucket gives no answer for longer than the job's patience; a rerun resumes."""
+
+    code = "unavailable"
+    exit_code = 3
 
 
 class ClusterError(DatagenError):

@@ -31,7 +31,7 @@ from datagen.interrupts import handlers_kept
 from datagen.job import Job, Pool
 from datagen.perceive import make_perceive_step, make_video_step
 from datagen.records import Sample
-from datagen.write import StagedPart, open_store, stage_clip, stage_part
+from datagen.write import StagedPart, Store, open_store, stage_clip, stage_part
 
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy, Dataset
@@ -48,6 +48,11 @@ class Plan:
     run_id: str
     image_size: int
 
+    @property
+    def store(self) -> Store:
+        """The output, for a worker or the driver."""
+        return open_store(self.output, self.job.s3)
+
 
 def step_factories(plan: Plan) -> dict[str, Callable[[], Step]]:
     """The steps that live in long-lived workers, in order."""
@@ -63,31 +68,33 @@ def clip_step_factory(plan: Plan) -> Callable[[], ClipStep]:
     return partial(make_video_step, plan.job, plan.image_size, partial(make_video_reader, plan.job))
 
 
-def stage(plan: Plan, samples: list[Sample]) -> StagedPart:
+def stage(plan: Plan, samples: list[Sample]) -> list[StagedPart]:
     """The last two steps: rows from texts, then one whole Parquet part per table, staged but not published.
 
-    samples: any number of images, or one clip of a video.
+    samples: any number of images, or one clip of a video. Failed images get a part of their own, so that a later run can take it out
+    of the table and try them again.
     """
     for sample in samples:
         fault_point("write", sample.asset.uri)
-    store, options = open_store(plan.output), plan.job.write
+    store, options = plan.store, plan.job.write
     finished = [assemble(sample, plan.job.assemble) for sample in samples]
     if finished[0].clip is not None:
-        return stage_clip(store, plan.run_id, finished[0], options, track_row)
-    return stage_part(store, plan.run_id, finished, options, region_row)
+        return [stage_clip(store, plan.run_id, finished[0], options, track_row)]
+    groups = [[sample for sample in finished if (sample.failure is None) == is_good] for is_good in (True, False)]
+    return [stage_part(store, plan.run_id, group, options, region_row) for group in groups if group]
 
 
 @contextmanager
 def started(plan: Plan) -> Iterator[LedgerClient]:
     """What the run needs besides its workers: Ray, unless the job runs in-process, and the ledger. Ends the Ray that it started."""
     if plan.job.run.executor == "inprocess":
-        yield LocalLedger(Ledger(plan.output, plan.job.run.crash_tries))
+        yield LocalLedger(Ledger(plan.store, plan.job.run.crash_tries))
         return
     import ray
 
     ours = start_ray(plan.job)
     try:
-        yield RayLedger.start(plan.output, plan.job.run.crash_tries)
+        yield RayLedger.start(plan.store, plan.job.run.crash_tries)
     finally:
         if ours:
             ray.shutdown()
@@ -126,7 +133,7 @@ def run_images(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[S
         for chunk in _chunks(samples, plan.job.write.assets_per_part):
             for worker in workers:
                 chunk = worker.process(chunk)
-            yield stage(plan, chunk)
+            yield from stage(plan, chunk)
 
 
 def run_videos(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Iterator[StagedPart]:
@@ -134,13 +141,13 @@ def run_videos(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Itera
     if plan.job.run.executor == "ray":
         yield from _videos_on_ray(plan, ledger, samples)
         return
-    perceive = GuardedClips("perceive", clip_step_factory(plan), ledger, plan.output)
+    perceive = GuardedClips("perceive", clip_step_factory(plan), ledger, plan.store)
     with _torn_down([perceive]):
         describe = Guarded("describe", step_factories(plan)["describe"], ledger)
         with _torn_down([describe]):
             for sample in samples:
                 for clip in perceive.clips(sample):
-                    yield stage(plan, describe.process([clip]))
+                    yield from stage(plan, describe.process([clip]))
 
 
 @contextmanager
@@ -245,7 +252,7 @@ def _videos_on_ray(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> I
         dataset = ray.data.from_blocks([to_table([sample]) for sample in samples])
     finally:
         context.target_max_block_size = before
-    dataset = _with_step(dataset, "clips", ("perceive", clip_step_factory(plan), ledger, plan.output), sizes["perceive"], 1, job)
+    dataset = _with_step(dataset, "clips", ("perceive", clip_step_factory(plan), ledger, plan.store), sizes["perceive"], 1, job)
     dataset = _with_step(dataset, "describe", ("describe", step_factories(plan)["describe"], ledger), sizes["describe"], 1, job)
     yield from _staged(plan, ledger, dataset, sizes["write"])
 
@@ -316,8 +323,8 @@ class DescribeWorker(_Worker):
 class ClipsWorker:
     """The guarded perceive step of videos as Ray Data calls it: a video in, its clips out, one by one."""
 
-    def __init__(self, name: str, make_step: Callable[[], ClipStep], ledger: LedgerClient, output: str) -> None:
-        self._guarded = GuardedClips(name, make_step, ledger, output)
+    def __init__(self, name: str, make_step: Callable[[], ClipStep], ledger: LedgerClient, store: Store) -> None:
+        self._guarded = GuardedClips(name, make_step, ledger, store)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """One table per clip."""
@@ -336,7 +343,7 @@ _WORKERS = {"decode": DecodeWorker, "perceive": PerceiveWorker, "clips": ClipsWo
 def stage_table(plan: Plan, ledger: LedgerClient, table: pa.Table) -> pa.Table:
     """The write step as Ray Data calls it: a table of finished samples in, one small record per staged part out."""
     chunks = split_suspects("write", ledger, from_table(table), plan.job.run.crash_tries)
-    staged = [pickle.dumps(stage(plan, chunk)) for chunk in chunks]
+    staged = [pickle.dumps(part) for chunk in chunks for part in stage(plan, chunk)]
     ledger.tell("end", "write", [sample.work_id for chunk in chunks for sample in chunk])
     return pa.table({"staged": pa.array(staged, pa.large_binary())})
 

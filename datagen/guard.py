@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 from datagen.errors import ClusterError, DatagenError, DecodeError, ModelOutputError, PromptError
 from datagen.faults import fault_point
 from datagen.records import Clip, ResumePoint, Sample, work_id_of
-from datagen.write import committed_clips, open_store
+from datagen.write import Store, committed_clips
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ class ClipStep(Protocol):
 class Ledger:
     """Who works on what, who died of it, and how far the run is. One per run; runs as an actor, or as a plain object in-process."""
 
-    def __init__(self, output: str, tries: int) -> None:
-        self._store = open_store(output)
+    def __init__(self, store: Store, tries: int) -> None:
+        self._store = store
         self._tries = tries
         self._holder: dict[tuple[str, str], str] = {}
         self._alone: set[tuple[str, str]] = set()
@@ -174,14 +174,14 @@ class RayLedger:
         self._handle = handle
 
     @classmethod
-    def start(cls, output: str, tries: int) -> RayLedger:
+    def start(cls, store: Store, tries: int) -> RayLedger:
         """Start the actor on the driver's node, so that it lives and dies with the driver."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Ledger)
-        return cls(actor.remote(output, tries))
+        return cls(actor.remote(store, tries))
 
     def ask(self, method: str, *args: Any) -> Any:
         """Call a ledger method and wait for its answer. Its DatagenError comes back as itself."""
@@ -252,7 +252,8 @@ class Guarded:
         except DatagenError as error:
             self._ledger.ask("stop", error)
             raise
-        self._ledger.tell("end", self._name, live)
+        if live:
+            self._ledger.tell("end", self._name, live)
         self._report(samples)
         return samples
 
@@ -318,11 +319,11 @@ class Guarded:
 class GuardedClips:
     """A ClipStep inside a worker, guarded: a clip that kills its worker is tried again, then fails, and ends its video."""
 
-    def __init__(self, name: str, make_step: Callable[[], ClipStep], ledger: LedgerClient, output: str) -> None:
+    def __init__(self, name: str, make_step: Callable[[], ClipStep], ledger: LedgerClient, store: Store) -> None:
         self._name = name
         self._ledger = ledger
         self._worker = uuid.uuid4().hex
-        self._store = open_store(output)
+        self._store = store
         self._step = _set_up(name, make_step, ledger)
         self._tries: int = ledger.ask("tries")
 

@@ -11,9 +11,11 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from datagen.errors import JobError
 from datagen.records import LANGUAGES, TASKS, Language, Task
@@ -68,11 +70,14 @@ class ModelOptions(Options):
 class SourceOptions(Options):
     """What is listed. Prompts come from a manifest or COCO file; an asset without prompts is segmented whole."""
 
-    input: str | None = Field(None, description="folder, manifest (.parquet, .jsonl, .csv) or COCO .json")
+    input: str | None = Field(
+        None, description="folder, manifest (.parquet, .jsonl, .csv) or COCO .json; a path, or s3://, gs:// or hf:// with what follows"
+    )
     kind: Literal["auto", "folder", "manifest", "coco"] = Field("auto", description="how `input` is read")
     media_root: str | None = Field(
-        None, description="folder that relative URIs of a manifest or COCO file start from; left out: beside that file"
+        None, description="folder that relative URIs of a manifest or COCO file start from, and that none may leave; left out: beside it"
     )
+    allow_local_uris: bool = Field(False, description="let a manifest or COCO file in a bucket name files of this machine")
     media: Literal["image", "video", "any"] = Field(
         "image", description="what is listed from a folder; the other kind is skipped and counted"
     )
@@ -92,6 +97,8 @@ class DecodeOptions(Options):
     min_shot_s: float = Field(0.6, ge=0, description="no cut within this time after a cut, seconds")
     prefetch_frames: Positive = Field(8, description="frames decoded ahead while the model works on earlier ones")
     video_threads: Positive = Field(2, description="threads of a video's decoder")
+    fetch_threads: Positive = Field(8, description="files of a bucket fetched at the same time by each worker")
+    max_file_gib: float = Field(32.0, gt=0, description="a video in a bucket that is larger is not fetched, GiB")
     batch_size: Positive = Field(16, description="assets per call")
     pool: Pool = Pool()
 
@@ -212,8 +219,45 @@ class RunOptions(Options):
     num_cpus: Positive | None = Field(None, description="logical CPUs of the embedded Ray")
     assets_per_wave: Positive = Field(250_000, description="assets handed to Ray at once; bounds the driver's memory")
     max_failed_fraction: Fraction = Field(1.0, description="exit 1 when more assets than this share failed")
+    retry_failed: int = Field(0, ge=0, description="failed assets are tried again in up to this many further runs, then left")
     crash_tries: Positive = Field(3, description="an asset that kills its worker this often becomes a failed row")
     seed: int = Field(0, description="recorded; greedy decoding does not use it")
+
+
+class S3Options(Options):
+    """Amazon S3, or a store that speaks its protocol, as input and output.
+
+    Credentials are found as boto3 does (environment, profile, role of the machine), and never stand in a job file.
+    """
+
+    endpoint_url: str | None = Field(
+        None, description="address of an S3-compatible store, such as http://minio:9000; left out: AWS_ENDPOINT_URL, the profile's, or AWS"
+    )
+    addressing: Literal["auto", "path", "virtual"] = Field(
+        "auto", description="`path`: host/bucket/key, `virtual`: bucket.host/key; auto: path where an endpoint is given"
+    )
+    region: str | None = Field(None, description="left out: AWS_REGION or the profile's")
+    profile: str | None = Field(None, description="a profile of ~/.aws/config, on every node; left out: AWS_PROFILE or the default")
+    timeout_s: float = Field(30.0, gt=0, description="a request without a sign of life for this long is repeated, seconds")
+    patience_s: float = Field(300.0, ge=0, description="a store that is busy or out of reach is tried again for this long, seconds")
+    lease_heartbeat_s: float = Field(5.0, gt=0, description="a run shows this often that it lives; a second run waits once that long")
+    lease_ttl_s: float = Field(60.0, gt=0, description="a run that has not shown it for this long is dead, another may go on, seconds")
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _without_credentials(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "http://left.out")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise PydanticCustomError("endpoint", "write http://host:port or https://host:port")
+        if parts.username or parts.password:
+            raise PydanticCustomError("endpoint", "credentials do not belong in a URL; use the environment or a profile")
+        return url
+
+    @model_validator(mode="after")
+    def _lease_outlives_a_late_beat(self) -> S3Options:
+        if self.lease_ttl_s < 3 * self.lease_heartbeat_s:
+            raise ValueError(f"lease_ttl_s is {self.lease_ttl_s:g}, less than three times lease_heartbeat_s ({self.lease_heartbeat_s:g})")
+        return self
 
 
 class Job(Options):
@@ -229,7 +273,8 @@ class Job(Options):
     assemble: AssembleOptions = AssembleOptions()
     write: WriteOptions = WriteOptions()
     run: RunOptions = RunOptions()
-    output: str | None = Field(None, description="dataset folder")
+    s3: S3Options = S3Options()
+    output: str | None = Field(None, description="dataset: a folder, or s3://bucket/prefix")
 
     def hash(self) -> str:
         """16 hex digits of the options that determine the rows: two jobs with the same hash make the same rows."""
@@ -308,6 +353,8 @@ def _explain(item: dict[str, Any]) -> str:
         nearest = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean `{nearest[0]}`?" if nearest else "known keys: " + ", ".join(sorted(known))
         return f"unknown key `{path}`; {hint}"
+    if item["type"] == "endpoint":  # what was found may hold a password
+        return f"`{path}`: {item['msg']}"
     return f"`{path}`: {item['msg']}, found {item.get('input')!r}"
 
 

@@ -63,6 +63,7 @@ class Asset:
     """One listed file. `prompts` None means: find everything. `extra` passes through to the `assets` table.
 
     `failure` is set by a source for a row that it cannot use (a manifest row without a URI): the row is kept and reported.
+    `retries` counts the earlier runs in which it failed and after which it was tried again, this one included.
     """
 
     asset_id: str
@@ -72,6 +73,7 @@ class Asset:
     license: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
+    retries: int = 0
 
 
 def asset_id_of(uri: str, version: str = "") -> str:

@@ -9,18 +9,20 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datagen import graph
-from datagen.commit import Committer
-from datagen.errors import ClusterError, JobError
+from datagen.commit import Committer, Kind
+from datagen.errors import ClusterError, JobError, StorageError
 from datagen.guard import CRASHES, LedgerClient
 from datagen.job import Job
 from datagen.records import Asset, Sample
+from datagen.share import cache_folder
 from datagen.sources import open_source
 from datagen.summary import RunSummary
 from datagen.write import (
@@ -37,6 +39,9 @@ from datagen.write import (
     weight_hashes,
     write_card,
 )
+from datagen.write.done import known_uris
+from datagen.write.retries import Retries, restore_failed, retrying, to_retry
+from datagen.write.store import META
 
 if TYPE_CHECKING:
     from datagen.pam.checkpoint import ModelFiles
@@ -65,29 +70,50 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -
     WriteError or OutputBusyError for the output, ClusterError when the machine or cluster broke (a rerun resumes).
     """
     source_input, output = _required(job)
-    source = open_source(job.source)
+    source = open_source(job.source, job.s3)
     model = _resolve(job)
-    store = open_store(output)
+    store = open_store(output, job.s3)
     record = RunRecord.new(job)
     summary = RunSummary(run_id=record.run_id, output=output)
-    with store.lease({"run_id": record.run_id, "job": job.name, "input": source_input}):
-        prepare_output(store, job)
-        removed = sweep(store)
-        done, videos = resume_videos(store, job.write)
-        todo = _todo(source, done, summary, limit)
+    with (
+        store.lease({"run_id": record.run_id, "job": job.name, "input": source_input}),
+        _taken_up(store, job, summary) as (retries, videos, removed),
+    ):
+        todo = _todo(source, retries.done, summary, limit)
         summary.warnings = _continued(store, job)
         first = next(todo, None)
         summary.skipped = source.skipped
         if first is None:
             return summary
-        with screen(default_log_path(output, record.run_id)) as progress:
+        with _logged(store, record.run_id, screen) as progress:
             logger.info("run %s; left over from an earlier run and removed: %s", record.run_id, removed)
             image_size = _note_model(record, job, model)
             record.write(store, status="running")
             plan = graph.Plan(job, output, record.run_id, image_size)
             committer = Committer(store, videos, job.write, summary)
-            _stream(plan, store, _expected(chain([first], todo), committer, videos), committer, summary, record, progress)
+            kind_of = _Kinds(retries.again, known_uris(store) if job.source.reprocess_changed else None)
+            samples = _expected(chain([first], todo), committer, videos, kind_of)
+            _stream(plan, store, samples, committer, summary, record, progress)
     return summary
+
+
+@contextmanager
+def _taken_up(store: Store, job: Job, summary: RunSummary) -> Iterator[tuple[Retries, VideoProgress, Sequence[str]]]:
+    """The output, ready to go on with: what is done and what is to be tried again, what is begun, and what was swept away.
+
+    At the end failed assets that were not tried again are back, and the card says what there is.
+    """
+    prepare_output(store, job)
+    removed = sweep(store)
+    restore_failed(store, job.write)
+    done, videos = resume_videos(store, job.write)
+    try:
+        with retrying(store, done, job.run.retry_failed, job.write) as retries:
+            summary.failed_before = done.statuses["failed"] - len(retries.again)
+            yield retries, VideoProgress(store, retries.done) if retries.again else videos, removed
+    finally:
+        if summary.parts:
+            write_card(store, job)
 
 
 def _stream(
@@ -120,7 +146,6 @@ def _stream(
         summary.seconds = time.monotonic() - started
         summary.warnings += _warnings(plan.job, summary)
         record.write(store, status=status, summary=summary.to_dict())
-        write_card(store, plan.job)
         store.delete_tree(f"_staging/{record.run_id}")
 
 
@@ -153,9 +178,11 @@ def plan_job(job: Job) -> dict[str, Any]:
     """List the input against the output, and say which workers a run would start on this machine or cluster. Writes nothing."""
     source_input, output = _required(job)
     summary = RunSummary(run_id="", output=output)
-    store = open_store(output)
-    source = open_source(job.source)
-    for _ in _todo(source, done_assets(store), summary, None):
+    store = open_store(output, job.s3)
+    source = open_source(job.source, job.s3)
+    done = done_assets(store)
+    again = to_retry(store, done, job.run.retry_failed)
+    for _ in _todo(source, done.without(again), summary, None):
         pass
     workers = graph.pools(job, graph.resources(job))
     return {
@@ -234,10 +261,24 @@ def _is_hex(text: str) -> bool:
     return len(text) % 2 == 0 and all(c in "0123456789abcdef" for c in text)
 
 
-def _expected(todo: Iterable[tuple[int, Asset]], committer: Committer, videos: VideoProgress) -> Iterator[Sample]:
+@dataclass(frozen=True)
+class _Kinds:
+    """What an asset is for this run. again: failed before, with the retries so far. uris: those of earlier rows, where files may change."""
+
+    again: Mapping[str, int]
+    uris: DoneSet | None
+
+    def __call__(self, asset: Asset) -> Kind:
+        if asset.asset_id in self.again:
+            return "retried"
+        return "changed" if self.uris is not None and asset.uri in self.uris else "new"
+
+
+def _expected(todo: Iterable[tuple[int, Asset]], committer: Committer, videos: VideoProgress, kind_of: _Kinds) -> Iterator[Sample]:
     """The samples to start with; a video goes on behind the clips that it has."""
     for index, asset in todo:
-        committer.expect(index)
+        committer.expect(index, kind_of(asset))
+        asset.retries = kind_of.again.get(asset.asset_id, -1) + 1
         yield Sample(index, asset, resume=videos.resume_point(asset.asset_id) if asset.media_type == "video" else None)
 
 
@@ -280,6 +321,18 @@ def _continued(store: Store, job: Job) -> list[str]:
     ]
 
 
-def default_log_path(output: str, run_id: str) -> Path:
-    """The log file of a run into a local output folder."""
-    return Path(output) / "_datagen" / "logs" / f"{run_id}.log"
+@contextmanager
+def _logged(store: Store, run_id: str, screen: Screen) -> Iterator[Progress]:
+    """The screen, with the run's log in the dataset: at once in a folder; a bucket gets it at the end, until then it is in the cache."""
+    in_dataset = f"{META}/logs/{run_id}.log"
+    is_local = "://" not in store.uri
+    log = Path(store.uri) / in_dataset if is_local else cache_folder() / "logs" / f"{run_id}.log"
+    try:
+        with screen(log) as progress:
+            yield progress
+    finally:
+        if not is_local and log.exists():
+            try:
+                store.write(in_dataset, log.read_bytes())
+            except StorageError as error:
+                logger.warning("the log stays in %s: %s", log, error.message)

@@ -17,12 +17,18 @@ class RunSummary:
 
     `statuses` and `failures` count assets (images, and videos once all their clips are committed); `clips` and `tracks` those that
     this run committed, also of videos that are not complete yet.
+
+    diff: how the dataset changed, each asset of this run counted once. `new` and `changed` (its file is another than before) succeeded,
+    `recovered` succeeded after it had failed in an earlier run; `failed` for the first time, or `failed_again`.
+    failed_before: failed in earlier runs and left alone in this one.
     """
 
     run_id: str
     output: str
     listed: int = 0
     done_before: int = 0
+    failed_before: int = 0
+    diff: Counter[str] = field(default_factory=Counter)
     repeated: int = 0
     todo: int = 0
     parts: int = 0

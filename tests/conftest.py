@@ -1,4 +1,4 @@
-"""What several test folders share: the golden data, and one vLLM engine over its checkpoint for the whole session."""
+"""What several test folders share: an S3 server, the golden data, and one vLLM engine over its checkpoint for the whole session."""
 
 from __future__ import annotations
 
@@ -10,12 +10,38 @@ from pathlib import Path
 import pytest
 from describe_helpers import golden_job
 from hypothesis import settings
+from s3_server import CREDENTIALS, moto_server, new_bucket, options_of
 
 from datagen.describe.step import DescribeStep
+from datagen.job import S3Options
 
 # How long an example takes says something about the machine and its neighbours; pytest-timeout ends what hangs.
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
+
+
+@pytest.fixture(scope="session")
+def s3_address() -> Iterator[str]:
+    """A real S3 server, with credentials for it in the environment."""
+    with pytest.MonkeyPatch.context() as patch, moto_server() as address:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield address
+
+
+@pytest.fixture
+def options(s3_address: str) -> S3Options:
+    """For that server: impatient, with a short lease."""
+    return options_of(s3_address)
+
+
+@pytest.fixture
+def bucket(options: S3Options) -> str:
+    """A new bucket."""
+    return new_bucket(options)
 
 
 @pytest.fixture(scope="session")

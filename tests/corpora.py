@@ -145,9 +145,9 @@ def fake_job(**values: Any) -> Job:
     return parse_job({"name": "test", "perceive": {"engine": "fake"}, "describe": {"engine": "fake"}, **values})
 
 
-def write_dataset(root: Path, parts: Iterable[list[Sample]], clips: Iterable[Sample] = ()) -> Store:
-    """A finished run: every list of samples is one part; then the clips, whose videos end up in one part of `assets`."""
-    job, store = fake_job(), open_store(str(root))
+def write_dataset(root: Path | Store, parts: Iterable[list[Sample]], clips: Iterable[Sample] = ()) -> Store:
+    """A finished run: every list of samples is one part; then the clips, whose videos end up in one part of `assets`, failed ones apart."""
+    job, store = fake_job(), open_store(str(root)) if isinstance(root, Path) else root
     record = RunRecord.new(job)
     with store.lease({"run_id": record.run_id}):
         prepare_output(store, job)

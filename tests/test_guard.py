@@ -9,6 +9,7 @@ import pytest
 from datagen.errors import ClusterError, DecodeError, ModelLoadError
 from datagen.guard import Guarded, Ledger, LocalLedger
 from datagen.records import Asset, Sample
+from datagen.write import open_store
 
 
 class Doubler:
@@ -40,7 +41,7 @@ def samples(*ids: str) -> list[Sample]:
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(str(tmp_path), tries=2)
+    return Ledger(open_store(str(tmp_path)), tries=2)
 
 
 def test_an_error_about_one_sample_spares_its_neighbours(ledger: Ledger) -> None:
@@ -82,7 +83,7 @@ def test_suspects_run_alone_and_only_the_killer_is_blamed(ledger: Ledger, tmp_pa
     assert a.failure is None
     assert b.failure is not None
     assert b.failure.code == "perceive_crashed"
-    assert Ledger(str(tmp_path), tries=2).begin("perceive", "w", ["a", "b"]) == {"b": 2}
+    assert Ledger(open_store(str(tmp_path)), tries=2).begin("perceive", "w", ["a", "b"]) == {"b": 2}
 
 
 def test_progress_counts_what_each_step_did(ledger: Ledger) -> None:

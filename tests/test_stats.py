@@ -115,7 +115,7 @@ def test_counts_of_videos_stand_beside_those_of_images(films, root):
     assert images["videos"] == {}
     for name in ("num_regions", "regions_per_asset", "labels", "texts", "dropped", "flags"):
         assert found[name] == images[name], name
-    assert (found["num_assets"], found["num_parts"]) == (13, 15)
+    assert (found["num_assets"], found["num_parts"]) == (13, 16)
     assert found["statuses"] == {"ok": 9, "empty": 2, "failed": 2}
     assert found["failures"] == {"decode_truncated": 1, "corrupt": 1}
     json.dumps(found)

@@ -2,7 +2,8 @@
 
 Failure codes, all in the `error_code` column: `missing_file`, `unreadable`, `empty_file`, `not_an_image`, `not_a_video`, `truncated`,
 `corrupt`, `no_video_stream`, `no_frames`, `unsupported_codec`, `unsupported_media`, `bomb`, `out_of_memory`, `decoder_crashed`,
-`decode_timeout`.
+`decode_timeout`; of files in a bucket also `access_denied`, `missing_bucket`, `wrong_region`, `archived`, `unavailable`, `too_large`,
+`unsupported_uri`, `storage`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ def make_decode_step(job: Job, image_size: int) -> Step:
     """The decode step of a job. image_size: side of the model's square input, px."""
     from datagen.decode.step import DecodeStep
 
-    return DecodeStep(job.decode, image_size)
+    return DecodeStep(job.decode, image_size, job.s3)
 
 
 def make_video_reader(job: Job, image_size: int) -> VideoReader:
     """What reads videos for the perceive step, in a child process of its worker. image_size: as for make_decode_step."""
     from datagen.decode.reader import VideoReader
 
-    return VideoReader(job.decode, image_size)
+    return VideoReader(job.decode, image_size, job.s3)

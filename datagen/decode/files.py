@@ -29,11 +29,15 @@ def check_file(path: str) -> os.stat_result:
         raise _unreadable(path, error) from error
 
 
+def largest_image_bytes(max_pixels: int) -> int:
+    """No file of an allowed picture is larger than this."""
+    return max_pixels * _BYTES_PER_PIXEL + _ROOM_FOR_METADATA
+
+
 def read_file(path: str, max_pixels: int) -> bytes:
     """An image file's bytes. Raises DecodeError as check_file does, and `bomb` when it is larger than any allowed picture."""
     status = check_file(path)
-    limit = max_pixels * _BYTES_PER_PIXEL + _ROOM_FOR_METADATA
-    if status.st_size > limit:
+    if status.st_size > largest_image_bytes(max_pixels):
         message = f"the file has {status.st_size} bytes, more than any picture of decode.max_pixels ({max_pixels}) needs"
         raise DecodeError(message, code="bomb")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from datagen.decode.child import TRIES, Outcome, crashed, timed_out
+from datagen.decode.copies import LocalCopies
 from datagen.decode.process import Child, ChildOwner
 from datagen.errors import DecodeError
+from datagen.job import DecodeOptions, S3Options
 from datagen.records import ClipSpan, DecodedFrame, SpanPlan, VideoInfo
-from datagen.sources.uris import path_of_uri
 
 Answer = tuple[dict[str, Any], np.ndarray | None]
 
@@ -32,6 +34,11 @@ class VideoReader(ChildOwner):
 
     _current: Iterator[Answer] | None = None
 
+    def __init__(self, options: DecodeOptions, image_size: int, s3: S3Options | None = None) -> None:
+        super().__init__(options, image_size)
+        self._copies = LocalCopies(s3 or S3Options(), int(options.max_file_gib * 2**30))
+        self._copy = ExitStack()
+
     def probe(self, path: str, uri: str) -> Outcome:
         """Size, checksum and `info` of a video, or the `error`. Reads the whole file once."""
         outcome = Outcome()
@@ -46,8 +53,9 @@ class VideoReader(ChildOwner):
         return outcome
 
     def open_video(self, uri: str) -> OpenVideo:
-        """A video to be read clip by clip. Raises SourceError for a URI that is no local file."""
-        path = path_of_uri(uri)
+        """A video to be read clip by clip, until the next one is opened; one in a bucket is fetched. Raises as LocalCopies does, too."""
+        self._copy.close()
+        path = self._copy.enter_context(self._copies.copy(uri))
         outcome = self.probe(path, uri)
         if outcome.info is None:
             raise outcome.error or DecodeError("the video says nothing about itself", code="corrupt")
@@ -71,9 +79,11 @@ class VideoReader(ChildOwner):
         return FrameStream(request, self._ask(request, last="end"))
 
     def close(self) -> None:
-        """End the current stream and the child."""
+        """End the current stream and the child, and remove what was fetched."""
         self._drop_current()
         super().close()
+        self._copy.close()
+        self._copies.close()
 
     def _ask(self, request: dict[str, Any], last: str) -> Iterator[Answer]:
         self._drop_current()

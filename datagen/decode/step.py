@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
 from datagen.decode.child import DecoderProcess
-from datagen.errors import SourceError
-from datagen.job import DecodeOptions
-from datagen.records import Sample
-from datagen.sources.uris import path_of_uri
+from datagen.decode.copies import LocalCopies
+from datagen.decode.files import largest_image_bytes
+from datagen.errors import DecodeError
+from datagen.job import DecodeOptions, S3Options
+from datagen.records import Asset, Sample
 
 # A thinner picture has no objects to find.
 _MIN_SIDE_PX = 2
@@ -18,38 +21,40 @@ class DecodeStep:
     A sample without prompts whose picture is thinner than 2 px keeps no pixels: the later steps pass it on and it ends as `empty`.
     """
 
-    def __init__(self, options: DecodeOptions, image_size: int) -> None:
+    def __init__(self, options: DecodeOptions, image_size: int, s3: S3Options | None = None) -> None:
         self._decoder = DecoderProcess(options, image_size)
+        self._copies = LocalCopies(s3 or S3Options(), largest_image_bytes(options.max_pixels), options.fetch_threads)
 
     def setup(self) -> None:
         """Start the decoding process. Raises ClusterError when the machine cannot."""
         self._decoder.start()
 
     def process(self, samples: list[Sample]) -> list[Sample]:
-        """Decode the samples in order; one that cannot be decoded becomes a failed sample. Raises ClusterError only."""
+        """Decode the samples in order, while the next ones are fetched; one that cannot be decoded becomes a failed sample.
+
+        Raises ClusterError, and StorageError for what concerns all files of a bucket.
+        """
+        fetching = {sample.index: self._copies.begin(sample.asset.uri) for sample in samples if _is_readable(sample)}
         for sample in samples:
-            if sample.failure is None:
-                self._decode(sample)
+            if sample.index in fetching:
+                self._decode(sample, fetching[sample.index])
+            elif sample.failure is None:
+                _fail_unread(sample)
         return samples
 
     def teardown(self) -> None:
-        """End the decoding process."""
+        """End the decoding process, and remove fetched files."""
         self._decoder.close()
+        self._copies.close()
 
-    def _decode(self, sample: Sample) -> None:
+    def _decode(self, sample: Sample, fetching: Future[str]) -> None:
         asset = sample.asset
-        if asset.failure is not None:
-            sample.fail(asset.failure.code, asset.failure.message)
-            return
-        if asset.media_type != "image":
-            sample.fail("unsupported_media", f"{asset.uri} is a {asset.media_type}; this step reads images alone")
-            return
         try:
-            path = path_of_uri(asset.uri)
-        except SourceError as error:
+            with self._copies.copy(asset.uri, fetching) as path:
+                outcome = self._decoder.decode(path, asset.uri)
+        except DecodeError as error:
             sample.fail(error.code, error.message)
             return
-        outcome = self._decoder.decode(path, asset.uri)
         sample.size_bytes, sample.sha256 = outcome.size_bytes, outcome.sha256
         if outcome.decoded is not None:
             sample.width, sample.height = outcome.decoded.width, outcome.decoded.height
@@ -57,3 +62,16 @@ class DecodeStep:
             sample.pixels = None if too_thin and asset.prompts is None else outcome.decoded.pixels
         elif outcome.error is not None:
             sample.fail(outcome.error.code, outcome.error.message)
+
+
+def _is_readable(sample: Sample) -> bool:
+    asset: Asset = sample.asset
+    return sample.failure is None and asset.failure is None and asset.media_type == "image"
+
+
+def _fail_unread(sample: Sample) -> None:
+    asset = sample.asset
+    if asset.failure is not None:
+        sample.fail(asset.failure.code, asset.failure.message)
+    else:
+        sample.fail("unsupported_media", f"{asset.uri} is a {asset.media_type}; this step reads images alone")

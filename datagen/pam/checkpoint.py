@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import re
 import shutil
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 
 from datagen.errors import ModelLoadError
 from datagen.job import ModelOptions
+from datagen.share import cache_folder
 
 TOWER = "model.vision_tower.sam2_model_predictor."
 PERCEIVER = "model.vision_resampler."
@@ -123,11 +123,6 @@ def resolve_model(options: ModelOptions) -> ModelFiles:
     return ModelFiles(
         checkpoint=checkpoint, sam2_weights=weights, sam2_config=options.sam2_config or config or _config_by_shape(checkpoint, weights)
     )
-
-
-def cache_folder() -> Path:
-    """Where datagen keeps what it makes once per machine: DATAGEN_CACHE, or ~/.cache/datagen."""
-    return Path(os.environ.get("DATAGEN_CACHE") or Path.home() / ".cache" / "datagen")
 
 
 def checkpoint_folder(options: ModelOptions) -> Path:

@@ -16,7 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from datagen.errors import ModelLoadError
-from datagen.pam.checkpoint import Checkpoint, cache_folder
+from datagen.pam.checkpoint import Checkpoint
+from datagen.share import cache_folder
 
 _FORMAT = "1"  # raise it when what is written changes, so that old cache entries are not used
 _TOKENIZER_FILES = (

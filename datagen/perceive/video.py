@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from datagen.errors import ClusterError, DatagenError, DecodeError, JobError, MemoryShortError, ModelLoadError, PromptError
+from datagen.errors import ClusterError, DatagenError, DecodeError, JobError, MemoryShortError, ModelLoadError, PromptError, StorageError
 from datagen.perceive.clips import ClipFindings, ClipObject, ClipPerceiver, ClipScene
 from datagen.perceive.prompts import check_prompt, merge_prompts
 from datagen.records import Asset, Clip, ClipSpan, DecodedFrame, Handover, Prompt, ResumePoint, Sample, SpanPlan, VideoInfo, track_id_of
 
-_STOPS = (JobError, ModelLoadError, ClusterError)
+_STOPS = (JobError, ModelLoadError, ClusterError, StorageError)
 
 
 class FrameStream(Protocol):

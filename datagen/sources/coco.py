@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from datagen.errors import SourceError
+from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset, Failure, Prompt
 from datagen.sources.prompts import parse_box
 from datagen.sources.rle import parse_polygons, parse_rle
-from datagen.sources.rows import RowReader, plain, root_of
+from datagen.sources.rows import RowReader, absolute, open_source_file, plain
 
 PromptKind = Literal["box", "mask"]
 
@@ -26,12 +26,12 @@ class CocoSource:
     `Asset.extra` gets `coco_image_id` and `coco_annotations`: id, category and iscrowd of each prompt, in prompt order.
     """
 
-    def __init__(self, path: str, media_root: str | None = None, prompt: PromptKind = "box", *, reprocess_changed: bool = False) -> None:
-        self.path = os.path.abspath(path)
-        self.prompt = prompt
+    def __init__(self, path: str, options: SourceOptions, s3: S3Options) -> None:
+        self.path = absolute(path)
+        self.prompt = options.coco_prompt
         self.skipped: Counter[str] = Counter()
-        self._reader = RowReader(self.path, root_of(self.path, media_root), reprocess_changed)
-        document = _load(self.path)
+        self._reader = RowReader.of(self.path, options, s3)
+        document = _load(self.path, s3)
         self._images = document["images"]
         self._categories = _names(document.get("categories"))
         self._licenses = _names(document.get("licenses"))
@@ -41,13 +41,12 @@ class CocoSource:
 
     def describe(self) -> str:
         """One line for a person."""
-        return f"images of the COCO file {self.path}, a {self.prompt} prompt per annotation, relative names from {self._reader.root}"
+        return f"images of the COCO file {self.path}, a {self.prompt} prompt per annotation, relative names from {self._reader.roots.root}"
 
     def __iter__(self) -> Iterator[Asset]:
         """Stream the assets; an image or annotation that makes no sense becomes an asset with its failure."""
         self.skipped.clear()
-        for number, image in enumerate(self._images, start=1):
-            yield self._asset(image, number)
+        yield from self._reader.assets(enumerate(self._images, start=1), self._asset)
         unknown = set(self._annotations) - {image.get("id") for image in self._images}
         lost = sum(len(self._annotations[image_id]) for image_id in unknown)
         if lost:
@@ -96,10 +95,10 @@ def _prompt(annotation: dict[str, Any], image: dict[str, Any], kind: PromptKind)
     return Prompt(mask=parse_polygons(segmentation, image.get("height"), image.get("width")), source="coco")
 
 
-def _load(path: str) -> dict[str, Any]:
+def _load(path: str, s3: S3Options) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            document = json.load(file)
+        with open_source_file(path, s3) as file:
+            document = json.loads(file.read().decode("utf-8-sig"))
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import itertools
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from datagen.errors import SourceError
+from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset
-from datagen.sources.rows import COLUMNS, BadRow, RowReader, root_of
+from datagen.sources.rows import COLUMNS, BadRow, RowReader, absolute, open_source_file
 
 Row = dict[str, Any] | BadRow
 
@@ -30,8 +32,8 @@ class ManifestSource:
     pass through. An `asset_id` given here is kept as it is, also with `reprocess_changed`.
     """
 
-    def __init__(self, path: str, media_root: str | None = None, *, reprocess_changed: bool = False) -> None:
-        readers: dict[str, Callable[[str], Iterator[tuple[int, Row]]]] = {
+    def __init__(self, path: str, options: SourceOptions, s3: S3Options) -> None:
+        readers: dict[str, Callable[[str, BinaryIO], Iterator[tuple[int, Row]]]] = {
             ".parquet": _parquet_rows,
             ".jsonl": _jsonl_rows,
             ".csv": _csv_rows,
@@ -39,20 +41,29 @@ class ManifestSource:
         suffix = Path(path).suffix.lower()
         if suffix not in readers:
             raise SourceError(f"{path} is no manifest by its name; allowed: {', '.join(readers)}")
-        self.path = os.path.abspath(path)
+        self.path = absolute(path)
         self.skipped: Counter[str] = Counter()
-        self._read = readers[suffix]
-        self._reader = RowReader(self.path, root_of(self.path, media_root), reprocess_changed)
-        _check_columns(self.path, itertools.islice(self._read(self.path), _ROWS_PEEKED))
+        self._rows_of = readers[suffix]
+        self._s3 = s3
+        self._reader = RowReader.of(self.path, options, s3)
+        with closing(self._rows()) as rows:
+            _check_columns(self.path, itertools.islice(rows, _ROWS_PEEKED))
 
     def describe(self) -> str:
         """One line for a person."""
-        return f"rows of the manifest {self.path}, relative URIs from {self._reader.root}"
+        return f"rows of the manifest {self.path}, relative URIs from {self._reader.roots.root}"
 
     def __iter__(self) -> Iterator[Asset]:
         """Stream the assets. Raises SourceError when the file itself breaks off."""
-        for number, row in self._read(self.path):
-            yield self._reader.asset(row, number)
+        return self._reader.assets(self._rows(), self._reader.asset)
+
+    def _rows(self) -> Generator[tuple[int, Row]]:
+        try:
+            file = open_source_file(self.path, self._s3)
+        except OSError as error:
+            raise SourceError(f"{self.path} cannot be read: {error.strerror}") from error
+        with file:
+            yield from self._rows_of(self.path, file)
 
 
 def _check_columns(path: str, rows: Iterable[tuple[int, Row]]) -> None:
@@ -69,13 +80,13 @@ def _check_columns(path: str, rows: Iterable[tuple[int, Row]]) -> None:
     )
 
 
-def _parquet_rows(path: str) -> Iterator[tuple[int, Row]]:
+def _parquet_rows(path: str, source: BinaryIO) -> Iterator[tuple[int, Row]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(source) as file:
             if "uri" not in file.schema_arrow.names:
                 _check_columns(path, [(0, dict.fromkeys(file.schema_arrow.names))])
             for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH):
@@ -86,12 +97,11 @@ def _parquet_rows(path: str) -> Iterator[tuple[int, Row]]:
         raise SourceError(f"{path} cannot be read as Parquet after row {number}: {error}") from error
 
 
-def _jsonl_rows(path: str) -> Iterator[tuple[int, Row]]:
+def _jsonl_rows(path: str, source: BinaryIO) -> Iterator[tuple[int, Row]]:
     try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, _json_row(line)
+        for number, line in enumerate(source, start=1):
+            if line.strip():
+                yield number, _json_row(line)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -104,17 +114,16 @@ def _json_row(line: bytes) -> Row:
     return row if isinstance(row, dict) else BadRow(f"a row is a JSON object, found {type(row).__name__}")
 
 
-def _csv_rows(path: str) -> Iterator[tuple[int, Row]]:
+def _csv_rows(path: str, source: BinaryIO) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(_CSV_FIELD_CHARS)  # the module's own limit, 128 Ki, is less than a large mask
     try:
         # surrogateescape keeps the bytes of a file name that is not UTF-8.
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            lines = csv.reader(file)
-            header = next(lines, [])
-            if header and "uri" not in header:
-                _check_columns(path, [(0, dict.fromkeys(header))])
-            for number, fields in enumerate((fields for fields in lines if fields), start=1):
-                yield number, _csv_row(header, fields)
+        lines = csv.reader(io.TextIOWrapper(source, encoding="utf-8-sig", errors="surrogateescape", newline=""))
+        header = next(lines, [])
+        if header and "uri" not in header:
+            _check_columns(path, [(0, dict.fromkeys(header))])
+        for number, fields in enumerate((fields for fields in lines if fields), start=1):
+            yield number, _csv_row(header, fields)
     except (OSError, csv.Error) as error:
         raise SourceError(f"{path} cannot be read as CSV: {error}") from error
 

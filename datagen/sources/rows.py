@@ -6,17 +6,24 @@ import base64
 import datetime
 import math
 import os
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from datagen.errors import SourceError
+from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset, Failure, Prompt, asset_id_of
+from datagen.remote import checked_uri, is_remote, open_file, redacted, version_of
 from datagen.sources.prompts import parse_prompts, parse_shorthand
-from datagen.sources.uris import media_type_of, path_of_uri, uri_of_path, version_of_path
+from datagen.sources.uris import Roots, media_type_of, path_of_uri, uri_of_path, version_of_path
 
 # Columns with a meaning; every other one passes through to `Asset.extra`.
 COLUMNS = ("uri", "asset_id", "license", "prompts", "box", "points", "labels")
+
+_Row = TypeVar("_Row")
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -28,18 +35,36 @@ class BadRow:
 
 @dataclass(frozen=True)
 class RowReader:
-    """What turns rows of one manifest into assets.
-
-    manifest: absolute path of the file, root: the folder that relative URIs start from.
-    """
+    """What turns rows of one manifest into assets. manifest: absolute path or URI of the file."""
 
     manifest: str
-    root: str
+    roots: Roots
+    s3: S3Options
     reprocess_changed: bool = False
+
+    @classmethod
+    def of(cls, manifest: str, options: SourceOptions, s3: S3Options) -> RowReader:
+        """The reader for a manifest's rows as the job wants them. Raises SourceError for a `media_root` that is none."""
+        local_allowed = options.allow_local_uris or not is_remote(manifest)
+        roots = Roots(_root_of(manifest, options.media_root), options.media_root is not None, local_allowed)
+        return cls(manifest, roots, s3, options.reprocess_changed)
+
+    def assets(self, rows: Iterable[tuple[int, _Row]], make: Callable[[_Row, int], Asset]) -> Iterator[Asset]:
+        """make(row, number) for each (number, row), in order; several at a time where each asks a bucket for its file's version."""
+        if not self.reprocess_changed:
+            yield from (make(row, number) for number, row in rows)
+            return
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            waiting: deque[Future[Asset]] = deque()
+            for number, row in rows:
+                waiting.append(pool.submit(make, row, number))
+                if len(waiting) > 4 * _AT_ONCE:
+                    yield waiting.popleft().result()
+            yield from (future.result() for future in waiting)
 
     def asset(self, row: Mapping[str, Any] | BadRow, number: int) -> Asset:
         """The asset of row `number` (counted from 1). Problems end in its `failure`: `manifest_bad_row`, `manifest_no_uri`,
-        `manifest_bad_prompts`, `unsupported_uri`."""
+        `manifest_bad_prompts`, `unsupported_uri`, `refused_uri`."""
         where = f"row {number} of {self.manifest}"
         if isinstance(row, BadRow):
             return self._unnamed(number, Failure("manifest_bad_row", f"{where}: {row.message}"))
@@ -62,16 +87,18 @@ class RowReader:
     def located(self, uri: str, where: str) -> Asset:
         """The asset of a URI as written in the manifest; relative ones start from `root`."""
         try:
-            path = path_of_uri(uri, self.root)
+            resolved = self.roots.resolve(uri)
         except SourceError as error:
-            text = str(plain(uri))
+            text = redacted(str(plain(uri)))
             return Asset(asset_id_of(text), text, failure=Failure(error.code, f"{where}: {plain(error.message)}"))
-        resolved = uri_of_path(path)
-        version = version_of_path(path) if self.reprocess_changed else ""
-        return Asset(asset_id_of(resolved, version), resolved, "video" if media_type_of(path) == "video" else "image")
+        version = self._version(resolved) if self.reprocess_changed else ""
+        return Asset(asset_id_of(resolved, version), resolved, "video" if media_type_of(resolved) == "video" else "image")
+
+    def _version(self, uri: str) -> str:
+        return version_of(uri, self.s3) if is_remote(uri) else version_of_path(path_of_uri(uri))
 
     def _unnamed(self, number: int, failure: Failure) -> Asset:
-        uri = f"{uri_of_path(self.manifest)}#row={number}"
+        uri = f"{self.manifest if is_remote(self.manifest) else uri_of_path(self.manifest)}#row={number}"
         return Asset(asset_id_of(uri), uri, failure=failure)
 
 
@@ -94,10 +121,21 @@ def plain(value: Any) -> Any:
     return plain(str(value))
 
 
-def root_of(manifest: str, media_root: str | None) -> str:
-    """The absolute folder that relative URIs start from: `media_root`, or where the manifest lies. Raises SourceError."""
+def open_source_file(path: str, s3: S3Options) -> BinaryIO:
+    """A manifest or COCO file for reading, here or in a bucket. Raises OSError, StorageError."""
+    return open_file(path, s3) if is_remote(path) else open(path, "rb")
+
+
+def absolute(path: str) -> str:
+    """The absolute path of a local file; a URI as it is."""
+    return path if is_remote(path) else os.path.abspath(path)
+
+
+def _root_of(manifest: str, media_root: str | None) -> str:
     if media_root is None:
-        return os.path.dirname(os.path.abspath(manifest))
+        return manifest.rpartition("/")[0] if is_remote(manifest) else os.path.dirname(manifest)
+    if is_remote(media_root):
+        return checked_uri(media_root.rstrip("/"))
     if not os.path.isdir(media_root):
         raise SourceError(f"source.media_root is {media_root}, which is not a folder; give the folder that relative URIs start from")
     return os.path.abspath(media_root)

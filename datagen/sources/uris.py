@@ -1,19 +1,21 @@
-"""URIs of local files: what the `uri` column holds, and the way back to a path.
+"""URIs: what the `uri` column holds, and for local files the way back to a path.
 
-A file's URI is its absolute, normalised path; symbolic links are kept as written. A name that is not valid UTF-8 becomes a
+A local file's URI is its absolute, normalised path; symbolic links are kept as written. A name that is not valid UTF-8 becomes a
 `file://` URI with its bytes percent-encoded, because a table column holds text. The asset id is made from this URI, so moving
-a data set elsewhere makes new assets; a manifest with an `asset_id` column keeps its ids.
+a data set elsewhere makes new assets; a manifest with an `asset_id` column keeps its ids. A remote file's URI is kept as written.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from datagen.errors import SourceError
+from datagen.remote import SCHEMES, checked_uri, is_remote, joined
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
@@ -42,7 +44,8 @@ def uri_of_path(path: str) -> str:
 def path_of_uri(uri: str, root: str = "") -> str:
     """The local path of a URI; a relative one starts from `root`.
 
-    Raises SourceError (`unsupported_uri`) for any scheme but `file://`, and for text that cannot be a path.
+    Raises SourceError (`unsupported_uri`) for any scheme but `file://`, and for text that cannot be a path. A message does not repeat
+    a URI of another scheme, as it may hold a password.
     """
     scheme = _SCHEME.match(uri)
     if scheme is None:
@@ -53,8 +56,8 @@ def path_of_uri(uri: str, root: str = "") -> str:
             raise SourceError(f"{uri} names the host {host}; write file:///path for a local file", code="unsupported_uri")
         path = os.fsdecode(unquote_to_bytes(slash + rest))
     else:
-        allowed = "a path or a file:// URI. Download the file and give its path"
-        raise SourceError(f"{uri} starts with {scheme[0]}, which cannot be read yet; allowed: {allowed}", code="unsupported_uri")
+        allowed = ", ".join(f"{name}://" for name in ("file", *SCHEMES))
+        raise SourceError(f"{scheme[0]} cannot be read; allowed: a path, {allowed}", code="unsupported_uri")
     try:
         os.fsencode(path)
     except UnicodeEncodeError as error:
@@ -62,6 +65,34 @@ def path_of_uri(uri: str, root: str = "") -> str:
     if "\0" in path:
         raise SourceError(f"{uri!r} holds a NUL, which no file name can have", code="unsupported_uri")
     return path
+
+
+@dataclass(frozen=True)
+class Roots:
+    """Where the URIs of one manifest start from, and what they may name.
+
+    root: the folder of relative ones, a path or a remote URI. confined: none may leave it. local_allowed: they may name local files.
+    """
+
+    root: str
+    confined: bool = False
+    local_allowed: bool = True
+
+    def resolve(self, uri: str) -> str:
+        """The URI as it is stored. Raises SourceError: `unsupported_uri`, or `refused_uri` for one that the job does not allow."""
+        if is_remote(uri):
+            place = resolved = checked_uri(uri)
+        elif is_remote(self.root) and not _SCHEME.match(uri) and not uri.startswith("/"):
+            place = resolved = joined(self.root, uri)
+        else:
+            place = os.path.abspath(path_of_uri(uri, self.root))
+            resolved = uri_of_path(place)
+            if not self.local_allowed:
+                why = "a manifest in a bucket may not name files of this machine; source.allow_local_uris: true lets it"
+                raise SourceError(f"{uri!r}: {why}", code="refused_uri")
+        if self.confined and not place.startswith(self.root.rstrip("/") + "/"):
+            raise SourceError(f"{uri!r} is not below source.media_root ({self.root})", code="refused_uri")
+        return resolved
 
 
 def version_of_path(path: str) -> str:

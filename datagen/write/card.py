@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from string import Template
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from datagen.job import Job
-from datagen.write.done import done_assets
+from datagen.write.done import READERS, done_assets
 from datagen.write.parts import part_ids, part_path
 from datagen.write.store import Store
 
@@ -114,11 +115,13 @@ def write_card(store: Store, job: Job) -> None:
 
 def count_rows(store: Store, table: str) -> int:
     """Rows of all parts of a table, from the files' footers."""
-    total = 0
-    for part in part_ids(store, table):
+
+    def rows_of(part: str) -> int:
         with store.open_input(part_path(table, part)) as source:
-            total += pq.ParquetFile(source).metadata.num_rows
-    return total
+            return int(pq.ParquetFile(source).metadata.num_rows)
+
+    with ThreadPoolExecutor(READERS) as readers:
+        return sum(readers.map(rows_of, part_ids(store, table)))
 
 
 def _front_matter(job: Job, rows: Mapping[str, int]) -> dict[str, Any]:

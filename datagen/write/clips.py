@@ -151,15 +151,17 @@ def resume_videos(store: Store, options: WriteOptions) -> tuple[DoneSet, VideoPr
     return done, progress
 
 
-def publish_video_assets(store: Store, rows: Sequence[Mapping[str, Any]], options: WriteOptions) -> str:
-    """Write one `assets` part with these rows of finished videos, whole or not at all; returns its name.
+def publish_video_assets(store: Store, rows: Sequence[Mapping[str, Any]], options: WriteOptions) -> None:
+    """Write these rows of finished videos to `assets`; failed ones in a part of their own, which a later run can take out again.
 
     Only the driver calls it. After a crash before it, the next run finds the videos complete. Raises SchemaError, WriteError.
     """
-    part_id = part_id_of(row["asset_id"] for row in rows)
-    table = table_from_rows("assets", [{**row, "part_id": part_id} for row in rows])
-    store.write(part_path("assets", part_id), parquet_bytes(table, options))
-    return part_id
+    for is_failed in (False, True):
+        some = [row for row in rows if (row["status"] == "failed") == is_failed]
+        if some:
+            part_id = part_id_of(row["asset_id"] for row in some)
+            table = table_from_rows("assets", [{**row, "part_id": part_id} for row in some])
+            store.write(part_path("assets", part_id), parquet_bytes(table, options))
 
 
 def finished_clip_parts(store: Store) -> DoneSet:

@@ -16,7 +16,7 @@ from datagen.errors import WriteError
 from datagen.write.parts import part_ids, part_path
 from datagen.write.store import Store
 
-_READERS = 8
+READERS = 16
 _PARTS_AT_ONCE = 64
 
 
@@ -27,14 +27,25 @@ def id_keys(ids: Iterable[str]) -> np.ndarray:
 
 
 class DoneSet:
-    """Membership of asset ids (or of other names), at 16 bytes per id. `statuses` counts the rows by status, `num_parts` the parts."""
+    """Membership of asset ids (or of other names), at 16 bytes per id.
 
-    def __init__(self, keys: np.ndarray, statuses: Counter[str] | None = None, num_parts: int = 0) -> None:
+    statuses counts the rows by status, num_parts the parts; failed_parts names those of failed assets alone.
+    """
+
+    def __init__(
+        self, keys: np.ndarray, statuses: Counter[str] | None = None, num_parts: int = 0, failed_parts: Sequence[str] = ()
+    ) -> None:
         order = np.lexsort((keys[:, 1], keys[:, 0]))
         self._high = np.ascontiguousarray(keys[order, 0])
         self._low = np.ascontiguousarray(keys[order, 1])
         self.statuses: Counter[str] = statuses or Counter()
         self.num_parts = num_parts
+        self.failed_parts = failed_parts
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> DoneSet:
+        """The set of these ids or names."""
+        return cls(id_keys(names))
 
     def __len__(self) -> int:
         return len(self._high)
@@ -44,7 +55,15 @@ class DoneSet:
 
     def contains(self, asset_ids: Sequence[str]) -> np.ndarray:
         """(n,) bool: which of these are done."""
-        wanted = id_keys(asset_ids)
+        return self._contains(id_keys(asset_ids))
+
+    def without(self, asset_ids: Iterable[str]) -> DoneSet:
+        """The same set but for these ids; the counts stay."""
+        keys = np.stack([self._high, self._low], axis=1)
+        kept = keys[~DoneSet.of(asset_ids)._contains(keys)]
+        return DoneSet(kept, self.statuses, self.num_parts, self.failed_parts)
+
+    def _contains(self, wanted: np.ndarray) -> np.ndarray:
         first = np.searchsorted(self._high, wanted[:, 0], side="left")
         last = np.searchsorted(self._high, wanted[:, 0], side="right")
         found = np.zeros(len(wanted), dtype=bool)
@@ -58,11 +77,21 @@ class DoneSet:
 def done_assets(store: Store) -> DoneSet:
     """Read the ids and states of all committed assets, failed ones included. Raises WriteError for a part that cannot be read."""
     keys, statuses, num_parts = [np.empty((0, 2), dtype=np.uint64)], Counter[str](), 0
-    for table in read_parts(store, "assets", part_ids(store, "assets"), ["asset_id", "status"]):
+    failed_parts: list[str] = []
+    for table in read_parts(store, "assets", part_ids(store, "assets"), ["asset_id", "status", "part_id"]):
         keys.append(id_keys(table["asset_id"].to_pylist()))
-        statuses.update(table["status"].to_pylist())
+        found = Counter(table["status"].to_pylist())
+        statuses += found
         num_parts += 1
-    return DoneSet(np.concatenate(keys), statuses, num_parts)
+        if found.keys() == {"failed"}:
+            failed_parts.append(table["part_id"][0].as_py())
+    return DoneSet(np.concatenate(keys), statuses, num_parts, failed_parts)
+
+
+def known_uris(store: Store) -> DoneSet:
+    """The URIs of all committed assets. Raises WriteError for a part that cannot be read."""
+    tables = read_parts(store, "assets", part_ids(store, "assets"), ["uri"])
+    return DoneSet(np.concatenate([np.empty((0, 2), dtype=np.uint64), *(id_keys(table["uri"].to_pylist()) for table in tables)]))
 
 
 def read_parts(store: Store, table: str, parts: Iterable[str], columns: list[str]) -> Iterator[pa.Table]:
@@ -71,7 +100,7 @@ def read_parts(store: Store, table: str, parts: Iterable[str], columns: list[str
     Raises WriteError for a part that cannot be read.
     """
     parts = iter(parts)
-    with ThreadPoolExecutor(_READERS) as readers:
+    with ThreadPoolExecutor(READERS) as readers:
         while some := list(islice(parts, _PARTS_AT_ONCE)):
             yield from readers.map(lambda part: read_part(store, table, part, columns), some)
 

@@ -6,18 +6,16 @@ import fcntl
 import json
 import os
 import shutil
-import socket
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from datagen.errors import OutputBusyError, WriteError
-from datagen.write.store import META, TEMP_PREFIX
+from datagen.write.store import META, STAGING, TEMP_PREFIX, checked_path, owner_facts, refuse_foreign, who_is
 
 LOCK = f"{META}/lock"
 # What file managers and file systems put into folders that people call empty.
@@ -51,9 +49,7 @@ class LocalStore:
         return str(self.root)
 
     def _resolve(self, path: str) -> Path:
-        if path.startswith("/") or ".." in path.split("/"):
-            raise WriteError(f"{path!r} is not a path inside the dataset {self.root}")
-        return self.root / path
+        return self.root / checked_path(path, self.uri)
 
     def read(self, path: str) -> bytes:
         """Whole content of a file."""
@@ -129,6 +125,14 @@ class LocalStore:
                 return
             shutil.rmtree(doomed)
 
+    def clean(self) -> Sequence[str]:
+        """Remove temporary files and folders, except staged ones, which go as a whole."""
+        debris = [path for path, _ in self.list() if path.split("/")[0] != STAGING and _temp_of(path)]
+        for path in debris:
+            temp = _temp_of(path)
+            (self.delete if temp == path else self.delete_tree)(temp)
+        return debris
+
     @contextmanager
     def lease(self, owner: Mapping[str, Any]) -> Iterator[None]:
         """Hold a lock on `_datagen/lock`. The system lets go of it when the process dies, however it dies."""
@@ -140,7 +144,7 @@ class LocalStore:
         holder = os.getpid()
         try:
             self._lock(descriptor)
-            _overwrite(descriptor, self._describe(owner))
+            _overwrite(descriptor, json.dumps(owner_facts(owner)).encode())
             try:
                 yield
             finally:
@@ -161,11 +165,6 @@ class LocalStore:
                     "Wait until it ends, stop it, or choose another --output."
                 ) from error
 
-    @staticmethod
-    def _describe(owner: Mapping[str, Any]) -> bytes:
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started, **owner}).encode()
-
     def _refuse_foreign(self) -> None:
         """Raises WriteError when the folder is none, or holds something but no dataset."""
         with _explained("use", self.root):
@@ -174,12 +173,7 @@ class LocalStore:
             if not self.root.exists() or (self.root / META).is_dir():
                 return
             found = sorted(entry.name for entry in os.scandir(self.root) if entry.name not in _NOT_CONTENT)
-        if found:
-            shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-            raise WriteError(
-                f"{self.root} holds something that is no datagen dataset ({shown}; there is no {META}/). "
-                "Choose a new or empty folder for --output, or the folder of a dataset to continue."
-            )
+        refuse_foreign(self.uri, found)
 
 
 @contextmanager
@@ -190,6 +184,15 @@ def _explained(action: str, path: Path) -> Iterator[None]:
         raise WriteError(
             f"cannot {action} {path}: {error.strerror or error}. Check that the place exists, has room, and may be written by this user."
         ) from error
+
+
+def _temp_of(path: str) -> str:
+    """The path up to its first temporary component; empty where there is none."""
+    names = path.split("/")
+    for depth, name in enumerate(names, start=1):
+        if name.startswith(TEMP_PREFIX):
+            return "/".join(names[:depth])
+    return ""
 
 
 def _make_folder(path: Path) -> None:
@@ -216,7 +219,6 @@ def _overwrite(descriptor: int, content: bytes) -> None:
 
 def _who(content: bytes) -> str:
     try:
-        owner = json.loads(content)
-        return ", ".join(f"{key} {value}" for key, value in owner.items() if value is not None)
+        return who_is(json.loads(content))
     except ValueError:
         return "it has just started, or just ended"

@@ -25,7 +25,7 @@ from datagen.job import WriteOptions
 from datagen.records import Region, Sample, Track, clip_id_of
 from datagen.write.rows import asset_row, clip_row
 from datagen.write.schema import table_from_rows
-from datagen.write.store import STAGING, TEMP_PREFIX, Store
+from datagen.write.store import STAGING, Store
 
 PART_NAME = re.compile(r"^part-(?P<id>[0-9a-f]{20})\.parquet$")
 
@@ -184,20 +184,17 @@ def publish_part(store: Store, staged: StagedPart) -> None:
 
 
 def sweep(store: Store) -> list[str]:
-    """Remove what a killed run left: parts without their commit mark, staged files, temporary files. Returns their paths.
+    """Remove what a killed run left: parts without their commit mark, staged files, half-written files. Returns their paths.
 
     Call it under the lease and before anything is listed.
     """
     orphans = [part_path(table, part) for table in COMMITTED_BY for part in uncommitted_parts(store, table)]
-    debris = [path for path, _ in store.list() if path.split("/")[0] != STAGING and _temp_of(path)]
     staged = [path for path, _ in store.list(STAGING)]
     for path in orphans:
         store.delete(path)
-    for path in debris:
-        temp = _temp_of(path)
-        (store.delete if temp == path else store.delete_tree)(temp)
+    debris = store.clean()
     store.delete_tree(STAGING)
-    return orphans + debris + staged
+    return [*orphans, *debris, *staged]
 
 
 def part_ids(store: Store, table: str) -> Iterator[str]:
@@ -217,15 +214,6 @@ def uncommitted_parts(store: Store, table: str) -> Iterator[str]:
             mark = next(marks, None)
         if mark != part:
             yield part
-
-
-def _temp_of(path: str) -> str:
-    """The path up to its first temporary component; empty where there is none."""
-    names = path.split("/")
-    for depth, name in enumerate(names, start=1):
-        if name.startswith(TEMP_PREFIX):
-            return "/".join(names[:depth])
-    return ""
 
 
 def parquet_bytes(table: pa.Table, options: WriteOptions) -> pa.Buffer:

@@ -25,6 +25,7 @@ def asset_row(sample: Sample, part_id: str, run_id: str, finished_at: datetime) 
         "asset_id": sample.asset.asset_id,
         "media_type": sample.asset.media_type,
         **_outcome(sample),
+        "retries": sample.asset.retries,
         "num_regions": 0 if sample.failure else len(sample.regions),
         "num_tracks": None,
         "num_clips": None,
@@ -54,6 +55,7 @@ def clip_row(sample: Sample, clip: Clip, part_id: str, run_id: str, finished_at:
         "num_frames": clip.num_frames,
         "num_tracks": 0 if sample.failure else len(sample.tracks),
         **_outcome(sample),
+        "retries": sample.asset.retries,
         "is_last": clip.is_last,
         "truncated": clip.truncated,
         "handovers": [{"track_id": handover.track_id, "prompt": _prompt_column(handover.prompt)} for handover in clip.handovers],
@@ -81,6 +83,7 @@ class VideoTotals:
         self._columns: dict[str, Any] = dict.fromkeys(_VIDEO_COLUMNS.values())
         self._failure: tuple[int, str, str] | None = None
         self._attempts = 1
+        self._retries = 0
         self._track_ids: set[str] = set()
         self._dropped: Counter[str] = Counter()
         self._last: Mapping[str, Any] = {}
@@ -96,6 +99,7 @@ class VideoTotals:
         self.next_track = max(self.next_track, clip["next_track"])
         self.is_complete = clip["is_last"]
         self._attempts = max(self._attempts, clip["attempts"])
+        self._retries = max(self._retries, clip["retries"])
         self._track_ids.update(track_ids)
         self._dropped.update({drop["reason"]: drop["count"] for drop in clip["dropped"]})
         self._last = {name: clip[name] for name in ("asset_id", "end_s", "run_id", "finished_at")}
@@ -119,6 +123,7 @@ class VideoTotals:
             "error_code": code,
             "error_message": f"clip {index}: {message}" if message and self.num_clips > 1 else message,
             "attempts": self._attempts,
+            "retries": self._retries,
             "num_regions": 0,
             "num_tracks": len(self._track_ids),
             "num_clips": self.num_clips,

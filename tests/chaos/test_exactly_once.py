@@ -115,6 +115,6 @@ def test_two_runs_cannot_write_one_output(job: Path, tmp_path: Path) -> None:
     second = Run(job, manifest, output)
     _, message = second.process.communicate(timeout=60)
 
-    assert second.process.returncode == 2
+    assert second.process.returncode == 4
     assert "another run" in message
     first.finish()

@@ -128,7 +128,7 @@ def test_changed_files_count_as_new_only_when_asked(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("nothing", "does not exist"), ("photo.jpg", r"ends in \.jpg"), ("s3://bucket/x", "local path"), ("noext", "no extension")],
+    [("nothing", "does not exist"), ("photo.jpg", r"ends in \.jpg"), ("ftp://host/x", "ftp://"), ("noext", "no extension")],
 )
 def test_an_input_that_cannot_be_read_says_what_is_allowed(tmp_path, monkeypatch, name, said):
     touch(tmp_path, "photo.jpg", "noext")

@@ -1,8 +1,10 @@
+import contextlib
 import csv
 import datetime
 import decimal
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from datagen.errors import SourceError
 from datagen.job import SourceOptions
 from datagen.records import Asset, Prompt, asset_id_of
 from datagen.sources import Source, open_source
+from datagen.sources.uris import Roots, path_of_uri
 
 MASK = {"size": [4, 3], "counts": coco_mask.encode(np.asfortranarray(np.eye(4, 3, dtype=np.uint8)))["counts"].decode()}
 
@@ -210,11 +213,22 @@ def test_uris_start_from_the_manifest_or_the_media_root(tmp_path):
         source_of(path, media_root=f"{tmp_path}/nothing")
 
 
-@pytest.mark.parametrize("uri", ["https://example.org/a.png", "s3://bucket/a.png", "file://host/a.png"])
-def test_uris_that_cannot_be_read_yet(tmp_path, uri):
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://example.org/a.png",
+        "ftp://host/a.png",
+        "file://host/a.png",
+        "s3://bucket/../a.png",
+        "s3:///a.png",
+        "s3://me:secret@bucket/a.png",
+    ],
+)
+def test_uris_that_cannot_be_read(tmp_path, uri):
     (asset,) = source_of(jsonl(tmp_path, {"uri": uri}))
     assert asset.failure.code == "unsupported_uri"
-    assert asset.uri == uri
+    assert "secret" not in asset.uri + asset.failure.message
+    assert asset.uri == uri.replace("me:secret", "***")
 
 
 def test_a_video_row_is_marked(tmp_path):
@@ -296,3 +310,66 @@ def test_any_rows_become_as_many_assets_that_tables_can_hold(tmp_path_factory, l
     for asset in assets:
         json.dumps([asset.asset_id, asset.uri, asset.license, asset.extra, asset.failure and asset.failure.message], allow_nan=False)
         pa.array([asset.asset_id, asset.uri, asset.license, asset.failure and asset.failure.message], pa.string())
+
+
+def test_with_a_media_root_no_uri_leads_out_of_it(tmp_path):
+    root = tmp_path / "photos"
+    root.mkdir()
+    uris = ["a.png", "x/../b.png", f"{root}/c.png", f"file://{root}/d.png"]
+    refused = [
+        "../e.png",
+        "x/../../e.png",
+        "/etc/passwd",
+        "file:///etc/passwd",
+        f"{root}-other/e.png",
+        f"file://{root}/%2e%2e/e.png",
+        "s3://b/e.png",
+    ]
+    assets = list(source_of(jsonl(tmp_path, *({"uri": uri} for uri in uris + refused)), media_root=str(root)))
+    assert [Path(asset.uri).name for asset in assets if asset.failure is None] == ["a.png", "b.png", "c.png", "d.png"]
+    assert codes_of(assets)[len(uris) :] == ["refused_uri"] * len(refused)
+    assert "media_root" in assets[-1].failure.message
+
+
+PIECES = [
+    "..",
+    ".",
+    "a",
+    "",
+    "%2e%2e",
+    "photos",
+    "photos-other",
+    "/",
+    "\\",
+    "~",
+    "file://",
+    "FILE:///",
+    "s3://",
+    "gs://b",
+    "hf://",
+    "\0",
+    "é",
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=7).map("/".join) | st.text(max_size=30))
+def test_no_uri_whatever_it_is_leaves_its_root(uri):
+    """Inside a local or a remote root, or refused; and a manifest in a bucket never reaches a local file."""
+    local = _resolved(Roots("/data/photos", confined=True), uri)
+    if local is not None:
+        place = path_of_uri(local)
+        assert place.startswith("/data/photos/")
+        assert place == os.path.normpath(place)
+    remote = _resolved(Roots("s3://bucket/photos", confined=True, local_allowed=False), uri)
+    if remote is not None:
+        assert remote.startswith("s3://bucket/photos/")
+        assert not {".", ".."} & set(remote.split("/"))
+    free = _resolved(Roots("s3://bucket/photos", local_allowed=False), uri)
+    assert free is None or free.split("://")[0] in ("s3", "gs", "hf")
+
+
+def _resolved(roots, uri):
+    with contextlib.suppress(SourceError):
+        return roots.resolve(uri)
+    return None

@@ -1,5 +1,4 @@
 import os
-import pickle
 import subprocess
 import time
 
@@ -15,75 +14,15 @@ def store(tmp_path):
     return open_store(str(tmp_path / "out"))
 
 
-def test_files_come_back_and_are_listed_in_order(store):
-    for path in ("b/2", "a", "b/1", "b/c/3"):
-        store.write(path, path.encode())
-    assert list(store.list()) == [("a", 1), ("b/1", 3), ("b/2", 3), ("b/c/3", 5)]
-    assert [path for path, _ in store.list("b")] == ["b/1", "b/2", "b/c/3"]
-    assert list(store.list("nowhere")) == []
-    assert store.read("b/c/3") == b"b/c/3"
-
-
-def test_write_replaces_and_move_replaces(store):
-    store.write("a", b"old")
-    store.write("a", b"new")
-    store.write("staged", b"newer")
-    store.move("staged", "a")
-    assert store.read("a") == b"newer"
-    assert [path for path, _ in store.list()] == ["a"]
-
-
-def test_reading_what_is_absent_is_file_not_found(store):
-    with pytest.raises(FileNotFoundError):
-        store.read("nothing")
-    with pytest.raises(FileNotFoundError):
-        store.open_input("nothing")
-    assert not store.exists("nothing")
-
-
-def test_deleting_what_is_absent_is_no_error(store):
-    store.delete("nothing")
-    store.delete_tree("nothing")
-    store.write("tree/of/files", b"x")
-    store.delete_tree("tree")
-    assert list(store.list()) == []
-
-
-def test_moving_what_is_absent_says_so(store):
-    store.write("a", b"x")
-    with pytest.raises(WriteError, match=r"cannot move .*nothing"):
-        store.move("nothing", "a")
-    assert store.read("a") == b"x"
-
-
-@pytest.mark.parametrize("path", ["/etc/passwd", "../beside", "a/../../beside"])
-def test_paths_stay_inside_the_dataset(store, path):
-    for act in (store.read, store.exists, store.delete, store.delete_tree, lambda p: store.write(p, b"")):
-        with pytest.raises(WriteError, match="not a path inside"):
-            act(path)
-
-
-def test_the_dataset_itself_is_not_deleted(store):
-    store.write("a", b"x")
-    with pytest.raises(WriteError, match="whole dataset"):
-        store.delete_tree("")
-    assert store.read("a") == b"x"
-
-
-@pytest.mark.parametrize("uri", ["s3://bucket/x", "gs://bucket", "file://elsewhere/x"])
+@pytest.mark.parametrize("uri", ["gs://bucket", "ftp://host/x", "file://elsewhere/x"])
 def test_unknown_schemes_are_refused_with_what_is_allowed(uri):
-    with pytest.raises(WriteError, match=r"found .*Allowed: .*file:///"):
+    with pytest.raises(WriteError, match=r"found .*Allowed: .*file:///.*s3://"):
         open_store(uri)
 
 
 def test_a_file_uri_is_the_same_place(tmp_path):
     open_store(f"file://{tmp_path}/with%20space").write("a", b"x")
     assert (tmp_path / "with space" / "a").read_bytes() == b"x"
-
-
-def test_a_store_travels_to_workers(store):
-    store.write("a", b"x")
-    assert pickle.loads(pickle.dumps(store)).read("a") == b"x"
 
 
 def test_a_full_disk_is_a_write_error_and_leaves_the_old_file(tmp_path):
@@ -162,7 +101,7 @@ def test_a_second_run_is_told_who_is_first(tmp_path):
         wait_for(process, "held")
         with pytest.raises(OutputBusyError, match=f"pid {process.pid}, host .*started .*run_id first-run") as caught:
             open_store(str(tmp_path / "out")).lease({"run_id": "second"}).__enter__()
-        assert caught.value.exit_code == 2
+        assert caught.value.exit_code == 4
     finally:
         kill(process)
     with open_store(str(tmp_path / "out")).lease({"run_id": "second"}):

@@ -1,0 +1,123 @@
+"""Remote media as local files for as long as they are decoded: the decoding child gets a path, and never the network or a credential."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from datagen.errors import ClusterError, DecodeError, SourceError, StorageError, StorageUnavailableError
+from datagen.job import S3Options
+from datagen.remote import answers, checked_uri, download, is_remote, stops_the_job
+from datagen.sources.uris import path_of_uri
+
+_PREFIX = "datagen-media-"
+_LOCK = "lock"
+
+
+class LocalCopies:
+    """Fetches a few files at a time into a folder of its own, which goes with it. What a killed process left there, the next removes.
+
+    A file that cannot be had raises DecodeError: `missing_file`, `access_denied`, `missing_bucket`, `wrong_region`, `archived`,
+    `unavailable` (while its place answers otherwise), `too_large` (more than `max_bytes`), `unsupported_uri`, `storage`.
+    What concerns all files, such as expired credentials or a place that does not answer at all, raises StorageError; a full disk
+    raises ClusterError.
+    """
+
+    def __init__(self, s3: S3Options, max_bytes: int, num_threads: int = 1) -> None:
+        self._s3, self._max_bytes = s3, max_bytes
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="fetch")
+        self._folder: _TempFolder | None = None
+
+    def begin(self, uri: str) -> Future[str]:
+        """Start fetching a file, for `copy`."""
+        if not is_remote(uri):
+            there: Future[str] = Future()
+            there.set_result("")
+            return there
+        self._folder = self._folder or _TempFolder()
+        return self._pool.submit(self._fetch, uri, self._folder.path / os.urandom(8).hex())
+
+    @contextmanager
+    def copy(self, uri: str, fetching: Future[str] | None = None) -> Iterator[str]:
+        """The path of a file while the context lasts. fetching: what `begin` gave, where it was called."""
+        path = (fetching or self.begin(uri)).result()
+        if not path:
+            yield _local_path(uri)
+            return
+        try:
+            yield path
+        finally:
+            os.unlink(path)
+
+    def close(self) -> None:
+        """Stop fetching and remove what is left."""
+        self._pool.shutdown(cancel_futures=True)
+        if self._folder is not None:
+            self._folder.remove()
+
+    def _fetch(self, uri: str, path: Path) -> str:
+        try:
+            with path.open("xb") as file:
+                download(checked_uri(uri), file, self._s3, self._max_bytes)
+        except BaseException as error:
+            path.unlink(missing_ok=True)
+            raise self._explained(error, uri, path) from error
+        return str(path)
+
+    def _explained(self, error: BaseException, uri: str, path: Path) -> BaseException:
+        match error:
+            case FileNotFoundError():
+                return DecodeError(f"there is no file {uri!r}", code="missing_file")
+            case SourceError():
+                return DecodeError(error.message, code=error.code)
+            case StorageUnavailableError() if not answers(uri, self._s3):
+                return error
+            case StorageError() if not stops_the_job(error):
+                return DecodeError(error.message, code=error.code)
+            case OSError():
+                return ClusterError(f"{uri} cannot be kept in {path.parent}: {error.strerror or error}. Make room, or set TMPDIR.")
+        return error
+
+
+def _local_path(uri: str) -> str:
+    try:
+        return path_of_uri(uri)
+    except SourceError as error:
+        raise DecodeError(error.message, code=error.code) from error
+
+
+class _TempFolder:
+    """A temporary folder with a lock that dies with its process, so that others can tell it from one that was left."""
+
+    def __init__(self) -> None:
+        _remove_abandoned()
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            if (self.path / _LOCK).exists():  # else another process took it for abandoned before it was locked
+                return
+            os.close(self._lock)
+
+    def remove(self) -> None:
+        """Remove the folder with all it holds."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+def _remove_abandoned() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # of another user, or just gone
+            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(lock)

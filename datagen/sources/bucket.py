@@ -1,0 +1,47 @@
+"""A folder of a bucket or hub, recursively: every file with an image extension (or a video extension), in the order of the listing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Literal
+
+from datagen.errors import SourceError
+from datagen.job import S3Options
+from datagen.records import Asset, asset_id_of
+from datagen.remote import list_files
+from datagen.sources.uris import media_type_of
+
+
+class BucketSource:
+    """Images or videos below a URI such as s3://bucket/photos/; a page of the listing is in memory at a time.
+
+    Raises SourceError when nothing is there, FileNotFoundError never, StorageError when it cannot be listed.
+    """
+
+    def __init__(
+        self, uri: str, s3: S3Options, media: Literal["image", "video", "any"] = "image", *, reprocess_changed: bool = False
+    ) -> None:
+        self.uri, self.media, self.reprocess_changed = uri, media, reprocess_changed
+        self.skipped: Counter[str] = Counter()
+        self._s3 = s3
+        try:
+            is_empty = next(list_files(uri, s3), None) is None
+        except FileNotFoundError:
+            is_empty = True
+        if is_empty:
+            raise SourceError(f"there is nothing below {uri}; check the name, or give the URI of a manifest or a COCO file")
+
+    def describe(self) -> str:
+        """One line for a person."""
+        return f"{'images and videos' if self.media == 'any' else self.media + 's'} below {self.uri}"
+
+    def __iter__(self) -> Iterator[Asset]:
+        """Stream the assets."""
+        self.skipped.clear()
+        for file in list_files(self.uri, self._s3):
+            media_type = media_type_of(file.uri)
+            if media_type == "other" or self.media not in (media_type, "any"):
+                self.skipped["other file" if media_type == "other" else media_type] += 1
+                continue
+            yield Asset(asset_id_of(file.uri, file.version if self.reprocess_changed else ""), file.uri, media_type)
