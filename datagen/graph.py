@@ -169,14 +169,16 @@ def start_ray(job: Job) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if ray.is_initialized():
         return False
-    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": True, "configure_logging": False}
+    # `local`: without an address Ray would join whatever cluster was last started on this machine.
+    embedded: dict[str, Any] = {"address": "local", "include_dashboard": False, "num_cpus": _embedded_cpus(job)}
+    quiet: dict[str, Any] = {"log_to_driver": True, "configure_logging": False}
     try:
         with handlers_kept():
             if job.run.ray_address:
-                ray.init(address=job.run.ray_address, log_to_driver=True, configure_logging=False)
+                ray.init(address=job.run.ray_address, **quiet)
             else:
                 store = job.run.object_store_gib
-                ray.init(num_cpus=_embedded_cpus(job), object_store_memory=int(store * 2**30) if store else None, **quiet)
+                ray.init(object_store_memory=int(store * 2**30) if store else None, **embedded, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = job.run.ray_address or "an embedded Ray"
         raise ClusterError(f"cannot start or reach {where}: {error}. See the run's log; `ray status` shows a cluster's state.") from error
