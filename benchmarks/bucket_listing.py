@@ -71,9 +71,8 @@ def main() -> None:
     seconds, cpu = time.monotonic() - started, time.process_time() - cpu
     server.kill()
     print(machine())
-    print(
-        f"{count:,} objects in {seconds:.1f} s ({1e6 * cpu / count:.0f} µs of this process each); {peak_mib() - before:.0f} MiB more at the peak"
-    )
+    each = f"{1e6 * cpu / count:.0f} µs of this process each"
+    print(f"{count:,} objects in {seconds:.1f} s ({each}); {peak_mib() - before:.0f} MiB more at the peak")
 
 
 if __name__ == "__main__":

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import random
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 from PIL import Image
 
+from datagen.console import noise_to
 from datagen.job import Job, parse_job
 from datagen.pam.tiny import build_random
 from datagen.run import run_job
+from datagen.summary import RunSummary
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "samples"))
 
@@ -74,32 +79,35 @@ def mid_job(checkpoint: Path, manifest: Path, output: Path, max_tokens: int, max
 
 
 def steady_rates(checkpoint: Path, folder: Path, images: int, regions: int, max_tokens: int, max_num_seqs: int = 64) -> Rates:
-    """What more pictures cost: a job of `images` pictures and one of three times as many, and the difference between the two.
+    """Run a job over `images` pictures. Returns rates per second, and the job, whose input and output stay in `folder`.
 
-    Loading the engine takes half a minute, in which the first pictures are already perceived; in the difference that cancels.
-    Returns rates per second, and the last job, whose input and output stay in `folder`.
+    Pictures are held back before the decoder until the language model has been loaded, and the clock starts when the perceive worker
+    gets the first: loading counts on neither side of a comparison, and no picture is perceived for nothing meanwhile.
     """
-    results = []
-    for count in (images, 3 * images):
-        manifest = make_pictures(folder / f"in-{count}", count, regions)
-        job = mid_job(checkpoint, manifest, folder / f"out-{count}", max_tokens, max_num_seqs)
-        summary = run_job(job)
-        seconds = max(end for _, end in summary.spans.values()) - min(begin for begin, _ in summary.spans.values())
-        results.append((job, summary, seconds))
-    (_, small, first), (job, large, second) = results
-    tokens = large.usage["output_tokens"] - small.usage["output_tokens"]
-    seconds, more = second - first, large.regions - small.regions
-    cached = large.usage["cached_tokens"] / large.usage["prompt_tokens"]
+    job = mid_job(checkpoint, make_pictures(folder / "in", images, regions), folder / "out", max_tokens, max_num_seqs)
+    ready = folder / "ready"
+    os.environ["DATAGEN_FAULTS"] = json.dumps({"worker.decode": {"wait_for": str(ready)}})
+
+    @contextmanager
+    def screen(log: Path) -> Iterator[Callable[[RunSummary], None]]:
+        with noise_to(log):
+            yield lambda summary: ready.touch() if summary.counters.get("describe_workers") else None
+
+    summary = run_job(job, screen=screen)
+    spans, usage = summary.spans, summary.usage
+    seconds = max(end for _, end in spans.values()) - spans["perceive"][0]
+    cached = usage["cached_tokens"] / usage["prompt_tokens"]
     print(
-        f"datagen:    {more} regions, {tokens} tokens in {seconds:.1f} s more ({first:.1f} -> {second:.1f} s); {cached:.0%} cached",
+        f"datagen: {summary.regions} regions, {usage['output_tokens']} output tokens in {seconds:.1f} s; "
+        f"{cached:.0%} of prompt tokens from the prefix cache",
         flush=True,
     )
-    return Rates(more / seconds, tokens / seconds, job)
+    return Rates(summary.regions / seconds, usage["output_tokens"] / seconds, job)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Regions and output tokens per second, and the job that was run last."""
+    """Regions and output tokens per second, and the job that was run."""
 
     regions: float
     tokens: float
@@ -109,4 +117,5 @@ class Rates:
 def machine() -> str:
     """One line about where this ran."""
     memory = psutil.virtual_memory().total / 2**30
-    return f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores, {memory:.0f} GiB"
+    busy = os.getloadavg()[0]
+    return f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores, {memory:.0f} GiB, load {busy:.1f} before"

@@ -3,7 +3,8 @@
     python benchmarks/engine_overhead.py --counts 1000 10000 100000
 
 Every asset is really listed, decoded (a 1 kB PNG), passed through the four steps on Ray Data, and written to Parquet; only SAM 2,
-the perceiver and the language model are replaced. Time should grow in proportion to the assets, the driver's memory not at all.
+the perceiver and the language model are replaced. Time should grow in proportion to the assets ("ms per sample more" is what each
+asset beyond the line above costs), the driver's memory not at all.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import common
 import psutil
 from PIL import Image
 
@@ -41,44 +44,63 @@ def make_input(folder: Path, count: int) -> Path:
     return manifest
 
 
-def measure(count: int, folder: Path) -> dict[str, float]:
+@dataclass(frozen=True)
+class Row:
+    """One run. streaming_s: from the first decode to the last write, without start-up. driver_mb: the driver's own memory at its peak."""
+
+    assets: int
+    wall_s: float
+    streaming_s: float
+    driver_mb: float
+
+
+def measure(count: int, folder: Path) -> Row:
     """Run the job in a process of its own and watch its memory."""
     job = folder / "job.yaml"
     job.write_text(JOB)
     manifest = make_input(folder / f"in-{count}", count)
     command = [sys.executable, "-m", "datagen", "run", str(job), "-i", str(manifest), "-o", str(folder / f"out-{count}"), "--json"]
     started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    peak = _watch(process)
+    out, _ = process.communicate()
+    if process.returncode != 0:
+        raise SystemExit(f"the run failed with exit code {process.returncode}; its log is in {folder}")
+    summary = json.loads(out)
+    if summary["statuses"] != {"ok": count}:
+        raise SystemExit(f"not every asset is ok: {summary['statuses']}")
+    spans = summary["spans"].values()
+    streaming = max(end for _, end in spans) - min(begin for begin, _ in spans)
+    return Row(count, time.monotonic() - started, streaming, peak / 1e6)
+
+
+def _watch(process: subprocess.Popen[str]) -> int:
+    """The process's peak memory until it ends, bytes, without pages of Ray's object store, which all of its processes share."""
     driver, peak = psutil.Process(process.pid), 0
     while process.poll() is None:
         try:
-            peak = max(peak, driver.memory_info().rss)
+            memory = driver.memory_info()
         except psutil.Error:
             break
+        peak = max(peak, memory.rss - memory.shared)
         time.sleep(0.2)
-    out, _ = process.communicate()
-    if process.returncode != 0:
-        raise SystemExit(f"the run failed with exit code {process.returncode}")
-    summary = json.loads(out)
-    spans = summary["spans"]
-    steady = max(end for _, end in spans.values()) - min(begin for begin, _ in spans.values())
-    return {"assets": count, "wall_s": time.monotonic() - started, "streaming_s": steady, "driver_peak_mb": peak / 1e6}
+    return peak
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 10_000, 100_000])
     arguments = parser.parse_args()
-    print(f"{'assets':>8} {'wall s':>8} {'streaming s':>12} {'samples/s':>10} {'ms/sample':>10} {'driver MB':>10}")
+    print(common.machine())
+    print(f"{'assets':>8} {'wall s':>8} {'streaming s':>12} {'samples/s':>10} {'ms per sample more':>19} {'driver MB':>10}")
+    before = Row(0, 0.0, 0.0, 0.0)
     with tempfile.TemporaryDirectory() as folder:
-        for count in arguments.counts:
+        for count in sorted(arguments.counts):
             row = measure(count, Path(folder))
-            rate = count / row["streaming_s"]
-            print(
-                f"{count:>8} {row['wall_s']:>8.1f} {row['streaming_s']:>12.1f} {rate:>10.1f} "
-                f"{1000 / rate:>10.2f} {row['driver_peak_mb']:>10.0f}",
-                flush=True,
-            )
+            more = 1000 * (row.streaming_s - before.streaming_s) / (row.assets - before.assets)
+            rate = count / row.streaming_s
+            print(f"{count:>8} {row.wall_s:>8.1f} {row.streaming_s:>12.1f} {rate:>10.1f} {more:>19.2f} {row.driver_mb:>10.0f}", flush=True)
+            before = row
 
 
 if __name__ == "__main__":

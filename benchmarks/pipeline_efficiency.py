@@ -54,7 +54,7 @@ def make_embeddings(job: Job) -> tuple[Path, list[torch.Tensor], list[int]]:
 
 
 def bare_vllm(folder: Path, max_tokens: int, max_num_seqs: int) -> None:
-    """In a process of its own: generate from the saved embeddings, print tokens and seconds."""
+    """In a process of its own: generate from the saved embeddings, write tokens and seconds to bare.json."""
     import os
 
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1"}
@@ -81,7 +81,18 @@ def bare_vllm(folder: Path, max_tokens: int, max_num_seqs: int) -> None:
     outputs = llm.generate([{"prompt_embeds": embed} for embed in saved["embeds"]], sampling, use_tqdm=False)
     seconds = time.monotonic() - started
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-    print(json.dumps({"tokens": tokens, "seconds": seconds}))
+    (folder / "bare.json").write_text(json.dumps({"tokens": tokens, "seconds": seconds}))
+
+
+def bare_rate(folder: Path, llm: Path, embeds: list[torch.Tensor], stop: list[int], max_tokens: int, max_num_seqs: int) -> float:
+    """Output tokens/s of bare vLLM, in a process of its own, on these prompts all at once."""
+    torch.save({"embeds": embeds, "stop": stop}, folder / "embeds.pt")
+    (folder / "llm").write_text(str(llm))
+    sizes = ["--max-tokens", str(max_tokens), "--max-num-seqs", str(max_num_seqs)]
+    subprocess.run([sys.executable, __file__, "--bare", str(folder), *sizes], stdout=subprocess.DEVNULL, check=True)
+    bare = json.loads((folder / "bare.json").read_text())
+    print(f"bare vLLM:  {bare['tokens']} tokens in {bare['seconds']:.1f} s", flush=True)
+    return float(bare["tokens"] / bare["seconds"])
 
 
 def main() -> None:
@@ -98,19 +109,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = common.mid_checkpoint(folder)
-        print(
-            f"{common.machine()}; {arguments.images} and {3 * arguments.images} images x {arguments.regions} regions x 4 tasks", flush=True
-        )
+        print(f"{common.machine()}; {arguments.images} images x {arguments.regions} regions x 4 tasks", flush=True)
         ours = common.steady_rates(checkpoint, folder, arguments.images, arguments.regions, arguments.max_tokens, arguments.max_num_seqs)
 
         llm, embeds, stop = make_embeddings(ours.job)
-        torch.save({"embeds": embeds, "stop": stop}, folder / "embeds.pt")
-        (folder / "llm").write_text(str(llm))
-        sizes = ["--max-tokens", str(arguments.max_tokens), "--max-num-seqs", str(arguments.max_num_seqs)]
-        result = subprocess.run([sys.executable, __file__, "--bare", str(folder), *sizes], stdout=subprocess.PIPE, text=True, check=True)
-        bare = json.loads(result.stdout.strip().splitlines()[-1])
-        theirs = bare["tokens"] / bare["seconds"]
-        print(f"bare vLLM:  {bare['tokens']} tokens in {bare['seconds']:.1f} s")
+        theirs = bare_rate(folder, llm, embeds, stop, arguments.max_tokens, arguments.max_num_seqs)
         print(f"datagen {ours.tokens:.1f} tokens/s, bare vLLM {theirs:.1f} tokens/s: efficiency {ours.tokens / theirs:.2f}")
 
 

@@ -34,7 +34,7 @@ from datagen.pam.front_end import load_front_end
 from datagen.pam.tiny import build_random, build_tiny
 from datagen.pam.tracker import Tracker
 from datagen.perceive.tracking import ClipTracking
-from datagen.records import Frame, Prompt, TrackFrame
+from datagen.records import Frame, Prompt
 
 WIDTH, HEIGHT, FPS = 320, 240, 8
 PAIRED_FRAMES = 200
@@ -57,23 +57,25 @@ SMALL_SEGMENTER: dict[str, Any] = {
 
 
 class Clip:
-    """A clip of any length being tracked, one frame at a time; it keeps what it finds, as the perceive step does."""
+    """A clip of any length being tracked, one frame at a time. What is found is counted and let go: it is the result, not memory."""
 
     def __init__(self, tracker: Tracker, num_objects: int, num_frames: int) -> None:
         boxes = [(10.0 + 15 * number, 40.0, 70.0 + 15 * number, 110.0) for number in range(num_objects)]
         objects = [{0: Prompt(box=box)} for box in boxes]
         self._tracking = ClipTracking(tracker, objects, num_frames, WIDTH, HEIGHT)
         self._pictures = pictures(tracker.front_end.image_size)
-        self._found: list[TrackFrame] = []
         self._next = 0
+        self.result_bytes = 0
 
     def step(self) -> float:
         """Track one more frame; CPU seconds."""
         frame = Frame(self._next, self._next / FPS, next(self._pictures))
         self._next += 1
         started = time.process_time()
-        self._found += self._tracking.push(frame)
-        return time.process_time() - started
+        found = self._tracking.push(frame)
+        seconds = time.process_time() - started
+        self.result_bytes += sum(len(item.mask["counts"]) for item in found if item.mask is not None)
+        return seconds
 
 
 def pictures(size: int) -> Iterator[np.ndarray]:
@@ -106,7 +108,12 @@ def measure_length(checkpoint: Path, num_frames: int, num_objects: int) -> dict[
     short = Clip(tracker, num_objects, PAIRED_FRAMES)
     late, early = zip(*((clip.step(), short.step()) for _ in range(PAIRED_FRAMES)), strict=True)
     warm = PAIRED_FRAMES // 5  # the short clip's memory bank must be full, too
-    return {"peak_mb": peak_mb(), "late_ms": 1000 * median(late[warm:]), "early_ms": 1000 * median(early[warm:])}
+    return {
+        "peak_mb": peak_mb(),
+        "late_ms": 1000 * median(late[warm:]),
+        "early_ms": 1000 * median(early[warm:]),
+        "masks_mb": clip.result_bytes / 1e6,
+    }
 
 
 def measure_objects(checkpoint: Path, counts: list[int], num_frames: int) -> dict[int, float]:

@@ -73,17 +73,15 @@ def measure(path: Path, options: DecodeOptions) -> dict[str, float]:
     """Read the whole video; memory in MB."""
     started = time.monotonic()
     reader = VideoReader(options, IMAGE_SIZE)
-    info = reader.probe(str(path), str(path)).info
+    video = reader.open_video(str(path))
     frames = clips = 0
     start_s = 0.0
-    while start_s < info.duration_s - 0.01:
-        span = next(reader.clips(str(path), str(path), start_s, clips))
-        with reader.open(str(path), str(path), span.start_s, span.end_s) as stream:
-            frames += sum(1 for _ in stream)
+    while (span := video.span(start_s, clips)) is not None:
+        frames += sum(1 for _ in video.frames(span))
         start_s, clips = span.end_s, clips + 1
     child, parent, seconds = peak_mb(reader.pid), peak_mb(), time.monotonic() - started
     reader.close()
-    return {"minutes": info.duration_s / 60, "frames": frames, "clips": clips, "parent": parent, "child": child, "seconds": seconds}
+    return {"minutes": video.info.duration_s / 60, "frames": frames, "clips": clips, "parent": parent, "child": child, "seconds": seconds}
 
 
 def peak_mb(pid: int | str = "self") -> float:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -69,7 +69,7 @@ class RunProgress:
 
     def __init__(self, screen: TextIO) -> None:
         self._console = Console(file=screen, highlight=False)
-        self._first_decoded: float | None = None
+        self._first: float | None = None
         self._last, self._shown = 0.0, ""
         columns = (
             TextColumn("[bold]{task.description}"),
@@ -93,15 +93,16 @@ class RunProgress:
             self._console.print(f"{done}/{summary.todo} samples · {news}", soft_wrap=True)
 
     def _news(self, counters: dict[str, int]) -> str:
-        """Rates since the first sample was decoded; before the first text, what comes before it."""
-        if not counters.get("decode") and not counters.get("clips"):
-            return "starting workers"
-        if self._first_decoded is None:
-            self._first_decoded = time.monotonic()
-        before = ", ".join(f"{counters[step]} {step}d" for step in ("decode", "perceive") if counters.get(step))
-        if before and not counters.get("output_tokens"):
-            return before
-        return _rates(counters, time.monotonic() - self._first_decoded)
+        """Rates since there was a sample and a language model; until then, how far it is."""
+        steps = {"decode": "decoded", "perceive": "perceived", "clips_tracked": "clips tracked"}
+        before = [f"{counters[step]} {word}" for step, word in steps.items() if counters.get(step)]
+        if not counters.get("describe_workers"):
+            return ", ".join([*before, "loading models"])
+        if not before:
+            return "waiting for the first sample"
+        if self._first is None:
+            self._first = time.monotonic()
+        return _rates(counters, time.monotonic() - self._first)
 
     def __enter__(self) -> RunProgress:
         if self._bar:
@@ -124,8 +125,14 @@ def run_screen(log: Path) -> Iterator[RunProgress]:
 def print_run(console: Console, summary: RunSummary) -> None:
     """The summary at the end of `datagen run`."""
     if not summary.todo:
-        left = f", {summary.failed_before} of its assets failed and are left alone" if summary.failed_before else ""
-        console.print(f"nothing to do: all {summary.listed} assets of the input are in {summary.output}{left}", soft_wrap=True)
+        found = (
+            f"all {summary.listed} assets of the input are in {summary.output}"
+            if summary.listed
+            else "the input has no assets for this job"
+        )
+        left = f"; {summary.failed_before} in it failed and are left alone" if summary.failed_before else ""
+        skipped = f"; skipped: {_counts(summary.skipped)}" if summary.skipped else ""
+        console.print(escape(f"nothing to do: {found}{left}{skipped}"), soft_wrap=True)
         _print_warnings(console, summary.warnings)
         return
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -150,10 +157,14 @@ def print_run(console: Console, summary: RunSummary) -> None:
     table.add_row("time", f"{summary.seconds:.1f} s with start-up" + (f", {rates}" if rates else ""))
     for title, reasons in (("failed", summary.failures), ("dropped", summary.dropped), ("skipped", summary.skipped)):
         if reasons:
-            table.add_row(title, ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()))
+            table.add_row(title, _counts(reasons))
     table.add_row("dataset", escape(summary.output))
     console.print(table)
     _print_warnings(console, summary.warnings)
+
+
+def _counts(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
 
 
 def _print_warnings(console: Console, warnings: list[str]) -> None:
@@ -183,7 +194,9 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     """What `datagen plan` found."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for key in ("input", "output", "listed", "done", "left", "parts"):
-        table.add_row(key, str(plan[key]))
+        table.add_row(key, escape(str(plan[key])))
+    if plan["skipped"]:
+        table.add_row("skipped", _counts(plan["skipped"]))
     for step, pool in plan["workers"].items():
         size = f"{pool['min_workers']}" if pool["min_workers"] == pool["max_workers"] else f"{pool['min_workers']}-{pool['max_workers']}"
         gpus = f", {pool['num_gpus']:g} GPU" if pool["num_gpus"] else ""

@@ -2,7 +2,8 @@
 
 `DATAGEN_FAULTS` holds JSON: place -> what happens to the assets whose URI contains the text, for example
 `{"decode": {"kill_if_uri": "bad-", "delay_s": 0.1}}`. Keys: `kill_if_uri` (SIGKILL to the process), `hang_if_uri` (never
-returns), `raise_if_uri` (RuntimeError), `delay_s` (sleep, for every asset). Unset, as in every real run, nothing happens.
+returns), `raise_if_uri` (RuntimeError), `delay_s` (sleep, for every asset), `wait_for` (until this file exists). Unset, as in every
+real run, nothing happens.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from datagen.errors import JobError
 
 VARIABLE = "DATAGEN_FAULTS"
-_KEYS = frozenset({"kill_if_uri", "hang_if_uri", "raise_if_uri", "delay_s"})
+_KEYS = frozenset({"kill_if_uri", "hang_if_uri", "raise_if_uri", "delay_s", "wait_for"})
 
 
 def fault_point(place: str, uri: str) -> None:
@@ -27,6 +28,8 @@ def fault_point(place: str, uri: str) -> None:
         return
     fault = faults[place]
     time.sleep(fault.get("delay_s", 0))
+    while "wait_for" in fault and not os.path.exists(fault["wait_for"]):
+        time.sleep(0.05)
     if _hits(fault, "kill_if_uri", uri):
         os.kill(os.getpid(), signal.SIGKILL)
     while _hits(fault, "hang_if_uri", uri):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,7 +100,30 @@ def started(plan: Plan) -> Iterator[LedgerClient]:
             ray.shutdown()
 
 
-def run_images(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Iterator[StagedPart]:
+class Waiting:
+    """Samples before their first step, in order. Packed: as objects, a wave of them would cost the driver a kilobyte each."""
+
+    def __init__(self) -> None:
+        self._packed: list[bytes] = []
+        self._last: list[Sample] = []
+
+    def append(self, sample: Sample) -> None:
+        """Add one."""
+        self._last.append(sample)
+        if len(self._last) == BLOCK_ROWS:
+            self._packed.append(zlib.compress(pickle.dumps(self._last), 1))
+            self._last = []
+
+    def __len__(self) -> int:
+        return BLOCK_ROWS * len(self._packed) + len(self._last)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for packed in self._packed:
+            yield from pickle.loads(zlib.decompress(packed))
+        yield from self._last
+
+
+def run_images(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[StagedPart]:
     """Run one wave of images through the six steps. Yields staged parts as they finish, in any order."""
     if plan.job.run.executor == "ray":
         yield from _images_on_ray(plan, ledger, samples)
@@ -172,8 +196,8 @@ def resources(job: Job) -> dict[str, float]:
 
 
 def _embedded_cpus(job: Job) -> int:
-    # Logical: four steps must fit at once, also on the smallest machine.
-    return job.run.num_cpus or max(os.cpu_count() or 1, 4)
+    # Logical: four steps must fit at once, also on the smallest machine, and two threads of the language model.
+    return job.run.num_cpus or max(os.cpu_count() or 1, 6)
 
 
 def pools(job: Job, cluster: dict[str, float]) -> dict[str, Pool]:
@@ -181,10 +205,13 @@ def pools(job: Job, cluster: dict[str, float]) -> dict[str, Pool]:
     cpus, gpus = cluster.get("CPU", 1.0), int(cluster.get("GPU", 0))
     uses_gpu = gpus > 0
     models = max(1, gpus) if uses_gpu else max(1, int(cpus) // 8)
+    # Without a GPU a worker computes with as many threads as it has CPUs, and the language model has the most to do.
+    threads = 1 if uses_gpu else max(1, int((cpus / models - 2) * 2 / 3))
+    on_gpu = {"perceive": 0.3 * (uses_gpu and job.perceive.engine == "pam"), "describe": 0.7 * (uses_gpu and job.describe.engine != "fake")}
     wanted = {
         "decode": Pool(num_cpus=0.5, num_gpus=0, min_workers=1, max_workers=max(1, int(cpus) // 2)),
-        "perceive": Pool(num_cpus=1, num_gpus=0.3 * (uses_gpu and job.perceive.engine == "pam"), min_workers=models, max_workers=models),
-        "describe": Pool(num_cpus=1, num_gpus=0.7 * (uses_gpu and job.describe.engine != "fake"), min_workers=models, max_workers=models),
+        "perceive": Pool(num_cpus=max(1, threads // 2), num_gpus=on_gpu["perceive"], min_workers=models, max_workers=models),
+        "describe": Pool(num_cpus=threads, num_gpus=on_gpu["describe"], min_workers=models, max_workers=models),
         "write": Pool(num_cpus=0.25, num_gpus=0, min_workers=1, max_workers=max(1, int(cpus))),
     }
     given = {"decode": job.decode.pool, "perceive": job.perceive.pool, "describe": job.describe.pool, "write": job.write.pool}
@@ -200,14 +227,14 @@ def _complete(given: Pool, default: Pool) -> Pool:
     return Pool(**values)
 
 
-def _images_on_ray(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Iterator[StagedPart]:
+def _images_on_ray(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[StagedPart]:
     import ray
 
     sizes, job = pools(plan.job, ray.cluster_resources()), plan.job
     workers = sum(pool.max_workers or 1 for pool in sizes.values())
     # Large enough to pay a block's scheduling, small enough that every worker gets some.
     rows = max(1, min(BLOCK_ROWS, math.ceil(len(samples) / (2 * workers))))
-    dataset = ray.data.from_arrow([to_table(chunk) for chunk in _chunks(samples, rows)])
+    dataset = ray.data.from_blocks([to_table(chunk) for chunk in _chunks(samples, rows)])
     batches = {"decode": job.decode.batch_size, "perceive": job.perceive.batch_size, "describe": job.describe.batch_size}
     for name, make in step_factories(plan).items():
         dataset = _with_step(dataset, name, (name, make, ledger), sizes[name], batches[name], job)
@@ -222,7 +249,7 @@ def _videos_on_ray(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> I
     context = ray.data.DataContext.get_current()
     before, context.target_max_block_size = context.target_max_block_size, 1
     try:  # every clip is a block of its own, handed on as soon as it is there; the dataset keeps a copy of the context
-        dataset = ray.data.from_arrow([to_table([sample]) for sample in samples])
+        dataset = ray.data.from_blocks([to_table([sample]) for sample in samples])
     finally:
         context.target_max_block_size = before
     dataset = _with_step(dataset, "clips", ("perceive", clip_step_factory(plan), ledger, plan.store), sizes["perceive"], 1, job)

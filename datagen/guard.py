@@ -91,6 +91,7 @@ class Ledger:
     def end_setup(self, step: str) -> None:
         """The worker is up."""
         self._failed_setups[step] = 0
+        self.counters[f"{step}_workers"] += 1
 
     def begin(self, step: str, worker: str, work_ids: list[str], alone: bool = False) -> dict[str, int]:
         """`worker` is about to process these samples. Returns, for each suspect among them, how often it has killed a worker so far."""
@@ -139,7 +140,7 @@ class Ledger:
         return self._spans
 
     def progress(self) -> dict[str, int]:
-        """The progress counters: samples per step, regions, output tokens, failures, crashes."""
+        """The progress counters: workers that came up and samples per step, regions, output tokens, failures, crashes."""
         return dict(self.counters)
 
 
@@ -361,6 +362,7 @@ class GuardedClips:
             if done is None or done.clip is None:
                 return
             done.attempts = max(done.attempts, crashes + 1)
+            self._ledger.tell("count", {"clips_tracked": 1})
             yield done
             index, start_s = index + 1, done.clip.end_s
 

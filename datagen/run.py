@@ -179,9 +179,10 @@ def plan_job(job: Job) -> dict[str, Any]:
     source_input, output = _required(job)
     summary = RunSummary(run_id="", output=output)
     store = open_store(output, job.s3)
+    source = open_source(job.source, job.s3)
     done = done_assets(store)
     again = to_retry(store, done, job.run.retry_failed)
-    for _ in _todo(open_source(job.source, job.s3), done.without(again), summary, None):
+    for _ in _todo(source, done.without(again), summary, None):
         pass
     workers = graph.pools(job, graph.resources(job))
     return {
@@ -190,6 +191,7 @@ def plan_job(job: Job) -> dict[str, Any]:
         "listed": summary.listed,
         "done": summary.done_before,
         "left": summary.todo,
+        "skipped": dict(source.skipped),
         "parts": math.ceil(summary.todo / job.write.assets_per_part),
         "workers": {step: pool.model_dump() for step, pool in workers.items()},
         "warnings": _continued(store, job),
@@ -280,15 +282,14 @@ def _expected(todo: Iterable[tuple[int, Asset]], committer: Committer, videos: V
         yield Sample(index, asset, resume=videos.resume_point(asset.asset_id) if asset.media_type == "video" else None)
 
 
-def _waves(todo: Iterator[Sample], size: int) -> Iterator[tuple[list[Sample], list[Sample]]]:
+def _waves(todo: Iterator[Sample], size: int) -> Iterator[tuple[graph.Waiting, list[Sample]]]:
     """Images and videos, in the order of the listing, at most `size` images or VIDEOS_PER_WAVE videos at a time."""
-    images: list[Sample] = []
-    videos: list[Sample] = []
+    images, videos = graph.Waiting(), list[Sample]()
     for sample in todo:
         (videos if sample.asset.media_type == "video" else images).append(sample)
         if len(images) == size or len(videos) == VIDEOS_PER_WAVE:
             yield images, videos
-            images, videos = [], []
+            images, videos = graph.Waiting(), []
     if images or videos:
         yield images, videos
 

@@ -1,4 +1,5 @@
 import json
+import threading
 
 import pytest
 
@@ -28,3 +29,14 @@ def test_an_unknown_fault_is_refused(set_faults):
     set_faults({"decode": {"kil_if_uri": "x"}})
     with pytest.raises(JobError, match="kil_if_uri"):
         faults.fault_point("decode", "a.png")
+
+
+def test_a_place_can_be_held_until_a_file_is_there(set_faults, tmp_path):
+    set_faults({"decode": {"wait_for": str(tmp_path / "go")}})
+    thread = threading.Thread(target=faults.fault_point, args=("decode", "a.png"))
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive()
+    (tmp_path / "go").touch()
+    thread.join(5)
+    assert not thread.is_alive()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datagen.graph import from_table, pools, to_table
+from datagen.graph import Waiting, from_table, pools, to_table
 from datagen.job import parse_job
 from datagen.records import Asset, RegionTokens, Sample
 
@@ -32,9 +32,16 @@ def test_strided_arrays_travel_too() -> None:
 
 
 def test_a_laptop_gets_one_worker_of_each_and_no_gpu() -> None:
-    sizes = pools(parse_job({}), {"CPU": 4.0})
+    sizes = pools(parse_job({}), {"CPU": 6.0})
     assert {step: pool.min_workers for step, pool in sizes.items()} == {"decode": 1, "perceive": 1, "describe": 1, "write": 1}
     assert all(not pool.num_gpus for pool in sizes.values())
+    assert (sizes["perceive"].num_cpus, sizes["describe"].num_cpus) == (1, 2)
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 4, 6, 8, 16, 64, 96])
+def test_without_a_gpu_every_step_fits_and_leaves_room_for_writing(cpus: int) -> None:
+    sizes = pools(parse_job({}), {"CPU": float(cpus)})
+    assert sum(pool.num_cpus * pool.min_workers for pool in sizes.values()) + 1 <= max(cpus, 4)
 
 
 def test_every_gpu_gets_a_perceive_and_a_describe_worker() -> None:
@@ -48,3 +55,13 @@ def test_the_job_overrides_the_defaults() -> None:
     sizes = pools(job, {"CPU": 64.0, "GPU": 8.0})
     assert (sizes["perceive"].min_workers, sizes["perceive"].max_workers, sizes["perceive"].num_gpus) == (2, 2, 0.25)
     assert (sizes["describe"].min_workers, sizes["describe"].max_workers) == (3, 8)
+
+
+def test_waiting_samples_come_out_as_they_went_in() -> None:
+    waiting = Waiting()
+    assert not waiting
+    for index in range(150):
+        waiting.append(Sample(index, Asset(f"{index:04x}", f"é {index}.png", extra={"n": index})))
+    assert len(waiting) == 150
+    for _ in range(2):
+        assert [(sample.index, sample.asset.extra["n"]) for sample in waiting] == [(index, index) for index in range(150)]

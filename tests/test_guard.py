@@ -88,4 +88,4 @@ def test_suspects_run_alone_and_only_the_killer_is_blamed(ledger: Ledger, tmp_pa
 
 def test_progress_counts_what_each_step_did(ledger: Ledger) -> None:
     Guarded("decode", Doubler, LocalLedger(ledger)).process(samples("a", "b"))
-    assert ledger.progress() == {"decode": 2}
+    assert ledger.progress() == {"decode_workers": 1, "decode": 2}

@@ -42,6 +42,7 @@ def test_runs_have_rates(root):
     assert (run["assets"], run["regions"], run["seconds"]) == (4, 10, 2.0)
     assert (run["assets_per_s"], run["regions_per_s"], run["output_tokens_per_s"]) == (2.0, 5.0, 25.0)
     assert run["cached_share"] is None
+    assert "trk/s" not in text_of(dataset_stats(str(root)))
 
 
 def test_uncommitted_regions_do_not_count(root):
@@ -148,6 +149,18 @@ def test_the_tables_show_the_numbers_of_videos(films):
         assert word in shown, word
     lines = [line.split() for line in shown.splitlines()]
     assert [line[1] for line in lines if line[:1] == ["ok"]] == ["9", "2", "7"]
+
+
+def test_runs_of_videos_have_their_rates(tmp_path):
+    store = write_dataset(tmp_path, [], mixed_clips()[:3])
+    (path,) = (tmp_path / "_datagen" / "runs").iterdir()
+    record = json.loads(path.read_text())
+    record["summary"] |= {"clips": 3, "tracks": 6}
+    path.write_text(json.dumps(record))
+    found = dataset_stats(store.uri)
+    (run,) = found["runs"]
+    assert (run["clips"], run["tracks"], run["tracks_per_s"]) == (3, 6, 3.0)
+    assert "trk/s" in text_of(found)
 
 
 def test_uncommitted_tracks_do_not_count(tmp_path):

@@ -125,10 +125,11 @@ def _run(record: dict[str, Any]) -> dict[str, Any]:
         "started_at": record.get("started_at"),
         "seconds": round(seconds, 1),
         "assets": num_assets,
-        "regions": summary.get("regions", 0),
+        **{name: summary.get(name, 0) for name in ("regions", "clips", "tracks")},
         "usage": usage,
         "cached_share": round(usage["cached_tokens"] / usage["prompt_tokens"], 3) if usage.get("prompt_tokens") else None,
         "assets_per_s": rate(num_assets),
         "regions_per_s": rate(summary.get("regions", 0)),
+        "tracks_per_s": rate(summary.get("tracks", 0)),
         "output_tokens_per_s": rate(usage.get("output_tokens", 0)),
     }

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 _BAR = 24
 
@@ -16,7 +17,7 @@ def render_stats(stats: dict[str, Any]) -> RenderableType:
     summary = [("assets", stats["num_assets"]), *_indented(stats["statuses"])]
     summary += [("regions", stats["num_regions"]), ("parts", stats["num_parts"])]
     summary += _spread("regions per asset", stats["regions_per_asset"])
-    parts: list[RenderableType] = [_plain_table(escape(stats["dataset"]), summary)]
+    parts: list[RenderableType] = [Text(stats["dataset"]), _plain_table(None, summary)]
     titles = {"failures": "Failed assets by code", "dropped": "Dropped regions by reason", "flags": "Flagged regions"}
     parts += [_bars(title, stats[key]) for key, title in titles.items() if stats[key]]
     about = " (approximate)" if stats["labels_approximate"] else ""
@@ -56,7 +57,7 @@ def _lengths(texts: dict[str, Any]) -> list[RenderableType]:
     return [_bars(f"Length of {name}, {units[name]}", text["lengths"]) for name, text in texts.items()]
 
 
-def _plain_table(title: str, rows: list[tuple[str, float]]) -> Table:
+def _plain_table(title: str | None, rows: list[tuple[str, float]]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False, box=None)
     for name, value in rows:
         table.add_row(name, f"{value:,}")
@@ -75,11 +76,13 @@ def _bars(title: str, counts: dict[str, int]) -> Table:
 
 def _runs_table(runs: list[dict[str, Any]]) -> Table:
     table = Table(title="Runs", title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("run", "status", "assets", "regions", "seconds", "reg/s", "tok/s", "cached"):
+    counts = ["assets", "regions", *(["clips", "tracks"] if any(run["clips"] for run in runs) else [])]
+    rates = {"regions_per_s": "reg/s", **({"tracks_per_s": "trk/s"} if "tracks" in counts else {}), "output_tokens_per_s": "tok/s"}
+    for heading in ("run", "status", *counts, "seconds", *rates.values(), "cached"):
         table.add_column(heading, justify="left" if heading in ("run", "status") else "right", overflow="fold")
     for run in runs:
-        numbers = (f"{run['assets']:,}", f"{run['regions']:,}", f"{run['seconds']:,}")
-        rates = ("" if value is None else f"{value:,.1f}" for value in (run["regions_per_s"], run["output_tokens_per_s"]))
+        numbers = (f"{run[name]:,}" for name in (*counts, "seconds"))
+        per_second = ("" if run[name] is None else f"{run[name]:,.1f}" for name in rates)
         cached = "" if run["cached_share"] is None else f"{run['cached_share']:.0%}"
-        table.add_row(str(run["run_id"]), str(run["status"]), *numbers, *rates, cached)
+        table.add_row(str(run["run_id"]), str(run["status"]), *numbers, *per_second, cached)
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ def test_twenty_random_kills_lose_and_double_nothing(job: Path, tmp_path: Path) 
     manifest = make_input(tmp_path / "in", count)
     output = tmp_path / "corpus"
 
-    kills = batter(job, manifest, output, random.Random(seed), legs=4, kills_per_leg=6)
+    kills = batter(job, manifest, output, random.Random(seed), legs=3, kills_per_leg=8)
 
     print(f"seed {seed}, kills {dict(kills)}")
     assert sum(kills.values()) >= 20
@@ -66,7 +67,7 @@ def test_a_zombie_stages_but_cannot_publish(job: Path, tmp_path: Path) -> None:
 
 def test_a_finished_job_does_nothing_and_new_assets_alone_are_done(job: Path, tmp_path: Path) -> None:
     output = tmp_path / "corpus"
-    assert Run(job, make_input(tmp_path / "in", 30), output).finish()["todo"] == 30
+    assert Run(job, make_input(tmp_path / "in", 30), output, *WITHOUT_RAY).finish()["todo"] == 30
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
 
     started = time.monotonic()
@@ -78,38 +79,29 @@ def test_a_finished_job_does_nothing_and_new_assets_alone_are_done(job: Path, tm
     assert check_dataset(str(output), expected=expected_ids(35)).ok
 
 
-def test_an_asset_that_kills_its_worker_becomes_one_failed_row(job: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
+def test_an_asset_that_kills_its_worker_becomes_one_failed_row_also_across_restarts(job: Path, tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "corpus"
     manifest = make_input(folder, 24)
-    (folder / "0.png").rename(folder / "poison.png")
+    (folder / "poison.png").write_bytes((folder / "0.png").read_bytes())
     manifest.write_text(manifest.read_text().replace('"0.png", "asset_id": "00000008"', '"poison.png", "asset_id": "00000008"'))
-    (folder / "0.png").write_bytes((folder / "poison.png").read_bytes())
-    output = tmp_path / "corpus"
-
-    summary = Run(job, manifest, output, faults={"worker.perceive": {"kill_if_uri": "poison"}}).finish()
-
-    assert summary["statuses"] == {"ok": 23, "failed": 1}
-    assert summary["failures"] == {"perceive_crashed": 1}
-    assert check_dataset(str(output), expected=expected_ids(24)).ok
-
-
-def test_crash_counts_hold_across_restarts(job: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    manifest = make_input(folder, 1)
-    output = tmp_path / "corpus"
-    poison = {"worker.perceive": {"kill_if_uri": "0.png"}}
+    poison = {"worker.perceive": {"kill_if_uri": "poison"}}
     crashes = output / "_datagen" / "crashes.json"
-    run = Run(job, manifest, output, "--set", "run.crash_tries=3", faults=poison)
-    deadline = time.monotonic() + 60
+    run = Run(job, manifest, output, faults=poison)
+    deadline = time.monotonic() + 120
     while not crashes.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     run.kill_driver()
-    assert crashes.exists()
+    (before,) = json.loads(crashes.read_text()).values()
 
     summary = Run(job, manifest, output, faults=poison).finish()
 
     assert summary["failures"] == {"perceive_crashed": 1}
-    assert check_dataset(str(output), expected=expected_ids(1)).ok
+    # A killed worker had the asset in its hands when the first driver died; that was not its fault and is not counted.
+    assert before + summary["counters"]["crashes"] == 3
+    assert summary["done_before"] + sum(summary["statuses"].values()) == 24
+    report = check_dataset(str(output), expected=expected_ids(24))
+    assert report.ok, report.violations[:5]
+    assert report.statuses == {"ok": 23, "failed": 1}
 
 
 def test_two_runs_cannot_write_one_output(job: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from kills import SLOW_WRITES, Run, descendants, expected_ids, gone, make_input, parts
+from kills import Run, descendants, expected_ids, gone, make_input, parts
 
 from datagen.check import check_dataset
 
@@ -20,12 +20,14 @@ write: {assets_per_part: 10}
 run: {object_store_gib: 0.2}
 """
 COUNT = 400
+SLOW_WRITES = {"write": {"delay_s": 0.1}}  # a second per part: most of the work is left when the signal comes
 
 
 def interrupt(run: Run, *, number: signal.Signals, whole_group: bool) -> dict:
     """Send the signal in the middle of the work; the run's summary."""
-    run.wait_for_parts(len(parts(run.output)) + 2)
+    run.wait_for_parts(len(parts(run.output)) + 1)
     family = descendants(run.process.pid)
+    assert run.process.poll() is None
     run.signal(number, whole_group=whole_group)
     out, err = run.process.communicate(timeout=60)
     assert run.process.returncode == 130, err

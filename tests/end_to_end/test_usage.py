@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from datagen.cli import main
 
 FAKES = "perceive: {engine: fake}\ndescribe: {engine: fake}\nrun: {executor: inprocess}\n"
 
@@ -23,9 +26,30 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def datagen(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "datagen", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=120, check=False)
+@dataclass(frozen=True)
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Datagen = Callable[..., Result]
+
+
+@pytest.fixture
+def datagen(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Datagen]:
+    """The command line, in this process: its own start would be most of the time of these tests."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: str | Path) -> Result:
+        monkeypatch.setattr(sys, "argv", ["datagen", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Result(int(ended.value.code or 0), *capfd.readouterr())
+
+    yield call
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def job(tmp_path: Path, text: str = FAKES) -> Path:
@@ -45,47 +69,47 @@ def job(tmp_path: Path, text: str = FAKES) -> Path:
         ("a: [\n", ["is not YAML"]),
     ],
 )
-def test_a_wrong_job_file_is_explained(tmp_path: Path, photos: Path, text: str, words: list[str]) -> None:
+def test_a_wrong_job_file_is_explained(datagen: Datagen, tmp_path: Path, photos: Path, text: str, words: list[str]) -> None:
     result = datagen("run", job(tmp_path, text), "-i", photos, "-o", tmp_path / "out")
     assert result.returncode == 2
     assert all(word in " ".join(result.stderr.split()) for word in words), result.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_weights_name_the_way_out(tmp_path: Path, photos: Path) -> None:
+def test_missing_weights_name_the_way_out(datagen: Datagen, tmp_path: Path, photos: Path) -> None:
     result = datagen("run", job(tmp_path, "{}"), "-i", photos, "-o", tmp_path / "out", "--model", tmp_path / "nowhere")
     assert result.returncode == 2
     assert "--model tiny" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_input_and_output_are_asked_for(tmp_path: Path, photos: Path) -> None:
+def test_missing_input_and_output_are_asked_for(datagen: Datagen, tmp_path: Path, photos: Path) -> None:
     assert "--input" in datagen("run", job(tmp_path), "-o", tmp_path / "out").stderr
     assert "--output" in datagen("run", job(tmp_path), "-i", photos).stderr
     gone = datagen("run", job(tmp_path), "-i", tmp_path / "gone", "-o", tmp_path / "out")
     assert (gone.returncode, "gone" in gone.stderr) == (2, True)
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path, photos: Path) -> None:
+def test_a_folder_that_holds_something_else_is_left_alone(datagen: Datagen, tmp_path: Path, photos: Path) -> None:
     result = datagen("run", job(tmp_path), "-i", photos, "-o", photos)
     assert result.returncode == 2
     assert sorted(path.name for path in photos.iterdir()) == ["0.png", "1.png", "2.png"]
 
 
-def test_an_unwritable_output_is_said_so(tmp_path: Path, photos: Path) -> None:
+def test_an_unwritable_output_is_said_so(datagen: Datagen, tmp_path: Path, photos: Path) -> None:
     (tmp_path / "file").write_text("I am a file")
     result = datagen("run", job(tmp_path), "-i", photos, "-o", tmp_path / "file" / "out")
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
 
 
-def test_an_unknown_option_shows_the_usage(tmp_path: Path) -> None:
+def test_an_unknown_option_shows_the_usage(datagen: Datagen, tmp_path: Path) -> None:
     result = datagen("run", job(tmp_path), "--inptu", "x")
     assert result.returncode == 2
     assert "--inptu" in result.stderr
 
 
-def test_too_many_failed_assets_exit_with_1(tmp_path: Path, photos: Path) -> None:
+def test_too_many_failed_assets_exit_with_1(datagen: Datagen, tmp_path: Path, photos: Path) -> None:
     (photos / "bad.png").write_bytes(b"no picture")
     arguments = ("-i", photos, "-o", tmp_path / "out", "--set", "run.max_failed_fraction=0.1")
     result = datagen("run", job(tmp_path), *arguments)
@@ -93,7 +117,7 @@ def test_too_many_failed_assets_exit_with_1(tmp_path: Path, photos: Path) -> Non
     assert "1 not_an_image" in result.stdout
 
 
-def test_run_plan_check_and_stats_agree(tmp_path: Path, photos: Path) -> None:
+def test_run_plan_check_and_stats_agree(datagen: Datagen, tmp_path: Path, photos: Path) -> None:
     out, arguments = tmp_path / "out", ("-i", photos, "-o", tmp_path / "out", "--json")
     planned = json.loads(datagen("plan", job(tmp_path), *arguments).stdout)
     assert (planned["listed"], planned["done"], planned["left"]) == (3, 0, 3)
@@ -111,7 +135,7 @@ def test_run_plan_check_and_stats_agree(tmp_path: Path, photos: Path) -> None:
     assert "violations" in broken.stdout
 
 
-def test_going_on_with_other_options_is_a_warning_that_names_them(tmp_path: Path, photos: Path) -> None:
+def test_going_on_with_other_options_is_a_warning_that_names_them(datagen: Datagen, tmp_path: Path, photos: Path) -> None:
     arguments = ("-i", photos, "-o", tmp_path / "out")
     other = ("--set", "describe.languages=[zh]", "--set", "describe.batch_size=2")
     assert "warning" not in datagen("run", job(tmp_path), *arguments, "--limit", "2").stdout
@@ -125,7 +149,19 @@ def test_going_on_with_other_options_is_a_warning_that_names_them(tmp_path: Path
     assert ["describe.languages" in str(record["summary"]["warnings"]) for record in records] == [False, True]
 
 
-def test_help_is_everywhere() -> None:
+def test_what_is_not_for_this_job_is_counted(datagen: Datagen, tmp_path: Path, photos: Path) -> None:
+    (photos / "clip.mp4").write_bytes(b"a film")
+    (photos / "notes.txt").write_text("hello")
+    arguments = ("-i", photos, "-o", tmp_path / "out")
+    for command in ("plan", "run", "run"):
+        assert "1 video, 1 other file" in datagen(command, job(tmp_path), *arguments).stdout
+
+    for picture in photos.glob("*.png"):
+        picture.unlink()
+    assert "no assets for this job; skipped: 1 video, 1 other file" in datagen("run", job(tmp_path), *arguments).stdout
+
+
+def test_help_is_everywhere(datagen: Datagen) -> None:
     for command in ([], ["run"], ["plan"], ["check"], ["stats"], ["model"], ["model", "show"], ["model", "prepare"]):
         result = datagen(*command, "--help")
         assert result.returncode == 0

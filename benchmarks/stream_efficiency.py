@@ -1,0 +1,145 @@
+"""Streaming captions: output tokens/s of the describe step over those of bare vLLM on the very same prompt embeddings.
+
+    python benchmarks/stream_efficiency.py
+
+Rendered videos are decoded and tracked as a stream, each object described segment after segment, every caption told the one before
+it. Such a chain has one request at a time, so the engine is full only if the chains of all objects of all videos run side by side.
+Bare vLLM knows no chain: it gets all the prompts at once, ready in memory, through `LLM.generate`. Same engine settings, one after
+the other, embedded tiny checkpoint, in float32. Goal: 0.8 with 32 chains or more on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import common  # finds samples/
+import torch
+from clips import Film, Mover, write_film
+from pipeline_efficiency import bare_rate
+from scenes import BACKGROUNDS, Scene, random_scene
+
+from datagen.decode import make_video_reader
+from datagen.describe import Completion, Engine, Request
+from datagen.describe.step import DescribeStep
+from datagen.job import Job, parse_job
+from datagen.pam.checkpoint import Checkpoint, resolve_model
+from datagen.pam.llm import prepare_llm, stop_token_ids
+from datagen.pam.tiny import IMAGE_SIZE, build_tiny
+from datagen.perceive import make_video_step
+from datagen.records import Asset, Prompt, Sample
+
+WIDTH, HEIGHT, FPS = 320, 240, 8
+
+
+class Recorder:
+    """An engine that keeps the prompts it passes on."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.embeds: list[torch.Tensor] = []
+        self.open = self.most_open = 0
+
+    async def generate(self, request: Request) -> Completion:
+        self.embeds.append(torch.as_tensor(request.embeds))
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        try:
+            return await self._engine.generate(request)
+        finally:
+            self.open -= 1
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def make_video(path: Path, seed: int, num_objects: int, num_frames: int) -> Asset:
+    """A film of shapes that drift, and a box on the first frame for each."""
+    rng = random.Random(seed)
+    scene = random_scene(WIDTH, HEIGHT, num_objects, BACKGROUNDS[seed % len(BACKGROUNDS)], seed, closeness=0.3)
+    movers = []
+    for shape in scene.shapes:
+        x, y = shape.center
+        movers.append(Mover(shape, ((0, x, y), (num_frames, x + rng.uniform(-40, 40), y + rng.uniform(-40, 40))), {}, {}))
+    film = Film(path.name, Scene(WIDTH, HEIGHT, scene.background, scene.tint, (), seed), tuple(movers), num_frames, FPS)
+    write_film(path, [film.frame(index).pixels for index in range(num_frames)], FPS)
+    return Asset(path.stem, str(path), "video", list(_boxes(rng, num_objects)))
+
+
+def _boxes(rng: random.Random, count: int) -> Iterator[Prompt]:
+    for _ in range(count):
+        x, y = rng.uniform(0, 0.6) * WIDTH, rng.uniform(0, 0.6) * HEIGHT
+        yield Prompt(box=(x, y, x + rng.uniform(0.15, 0.4) * WIDTH, y + rng.uniform(0.15, 0.4) * HEIGHT))
+
+
+def stream_job(checkpoint: Path, segment_frames: int, max_tokens: int, max_num_seqs: int) -> Job:
+    """A job of streaming captions in one language."""
+    describe = {"max_tokens": {"event": max_tokens}, "max_num_seqs": max_num_seqs, "max_model_len": 1024, "dtype": "float32"}
+    options = {"model": {"checkpoint": str(checkpoint)}, "perceive": {"track": {"segment_frames": segment_frames}}, "describe": describe}
+    return parse_job(options)
+
+
+def tracked(job: Job, assets: list[Asset]) -> list[Sample]:
+    """The videos' clips, as they reach the describe step."""
+    step = make_video_step(job, IMAGE_SIZE, partial(make_video_reader, job))
+    step.setup()
+    clips = [clip for index, asset in enumerate(assets) for clip in step.clips(Sample(index, asset))]
+    step.teardown()
+    return clips
+
+
+def described(job: Job, warm_up: Sample, clips: list[Sample]) -> tuple[float, Recorder]:
+    """Output tokens/s of the step, called as a job calls it: clip by clip, several calls at a time. Also what it asked."""
+    step = DescribeStep(job)
+    step.setup()
+    step.process([warm_up])
+    step.engine = recorder = Recorder(step.engine)
+    started = time.monotonic()
+    with ThreadPoolExecutor(job.describe.concurrent_batches) as calls:
+        list(calls.map(lambda clip: step.process([clip]), clips))
+    seconds = time.monotonic() - started
+    step.teardown()
+    failures = [clip.failure.message for clip in clips if clip.failure is not None]
+    if failures:
+        raise SystemExit(f"{len(failures)} clips failed: {failures[0]}")
+    tokens = sum(clip.usage["output_tokens"] for clip in clips)
+    print(f"datagen:    {tokens} tokens in {seconds:.1f} s; at most {recorder.most_open} requests at a time", flush=True)
+    return tokens / seconds, recorder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=int, default=6)
+    parser.add_argument("--objects", type=int, default=8, help="per video")
+    parser.add_argument("--segments", type=int, default=4, help="per video")
+    parser.add_argument("--segment-frames", type=int, default=2, help="few, since tracking them is not what is measured")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--max-num-seqs", type=int, default=32)
+    arguments = parser.parse_args()
+    num_frames = arguments.segments * arguments.segment_frames
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        checkpoint = build_tiny(folder / "tiny")
+        job = stream_job(checkpoint, arguments.segment_frames, arguments.max_tokens, arguments.max_num_seqs)
+        assets = [make_video(folder / f"{seed}.mp4", seed, arguments.objects, num_frames) for seed in range(arguments.videos + 1)]
+        warm_up, *clips = tracked(job, assets)
+        chains = [len(track.events) for clip in clips for track in clip.tracks]
+        print(
+            f"{common.machine()}; {len(chains)} chains of {max(chains)} events at most, {sum(chains)} in all, in {len(clips)} videos",
+            flush=True,
+        )
+        ours, recorder = described(job, warm_up, clips)
+        llm = prepare_llm(Checkpoint(resolve_model(job.model).checkpoint))
+        stop = list(stop_token_ids(Checkpoint(llm)))
+        theirs = bare_rate(folder, llm, recorder.embeds, stop, arguments.max_tokens, arguments.max_num_seqs)
+        print(f"datagen {ours:.1f} tokens/s, bare vLLM {theirs:.1f} tokens/s: efficiency {ours / theirs:.2f}")
+
+
+if __name__ == "__main__":
+    main()
