@@ -125,14 +125,14 @@ def run_screen(log: Path) -> Iterator[RunProgress]:
 def print_run(console: Console, summary: RunSummary) -> None:
     """The summary at the end of `datagen run`."""
     if not summary.todo:
+        left = f", {summary.failed_before} of its assets failed and are left alone" if summary.failed_before else ""
         found = (
-            f"all {summary.listed} assets of the input are in {summary.output}"
+            f"all {summary.listed} assets of the input are in {summary.output}{left}"
             if summary.listed
             else "the input has no assets for this job"
         )
-        left = f"; {summary.failed_before} in it failed and are left alone" if summary.failed_before else ""
         skipped = f"; skipped: {_counts(summary.skipped)}" if summary.skipped else ""
-        console.print(escape(f"nothing to do: {found}{left}{skipped}"), soft_wrap=True)
+        console.print(escape(f"nothing to do: {found}{skipped}"), soft_wrap=True)
         _print_warnings(console, summary.warnings)
         return
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))

@@ -108,7 +108,7 @@ def test_without_the_option_failed_images_are_left(photos: Path, output: str, ca
     summary = run_job(job_of(photos, output))
     assert (summary.todo, summary.failed_before) == (0, 2)
     print_run(Console(), summary)
-    assert "2 in it failed and are left alone" in capsys.readouterr().out
+    assert "2 of its assets failed and are left alone" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("output", ["local"], indirect=True)
