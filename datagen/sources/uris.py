@@ -8,9 +8,9 @@ a data set elsewhere makes new assets; a manifest with an `asset_id` column keep
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -25,7 +25,7 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 def media_type_of(uri: str) -> Literal["image", "video", "other"]:
     """`image`, `video` or `other`, by the name's extension in any case."""
-    suffix = PurePosixPath(uri).suffix.lower()
+    suffix = posixpath.splitext(uri)[1].lower()
     if suffix in VIDEO_SUFFIXES:
         return "video"
     return "image" if suffix in IMAGE_SUFFIXES else "other"
