@@ -22,7 +22,7 @@ from PIL import Image
 
 from datagen.assemble import region_row, track_row
 from datagen.job import Job
-from datagen.masks import encode_mask, mask_box
+from datagen.masks import decode_mask, encode_mask, mask_box
 from datagen.records import (
     Asset,
     Clip,
@@ -55,6 +55,9 @@ from datagen.write import (
     sweep,
     write_card,
 )
+from datagen.write.card import count_rows
+from datagen.write.done import read_parts
+from datagen.write.parts import part_ids
 
 MEDIA = "media"
 MANIFESTS = ("box", "points", "everything")
@@ -233,26 +236,36 @@ def _encode(frames: Sequence[NDArray[np.uint8]]) -> bytes:
 
 def _write_manifests(store: Store, seed: int, num_images: int, num_clips: int) -> None:
     """One manifest of all pictures per kind of prompt, and one of the clips, prompted by box on the first frame."""
-    images = [_image_prompts(seed, number) for number in range(num_images)]
+    regions = _by_asset(store, "regions", ["asset_id", "region_index", "box_xyxy", "mask"], "region_index") if num_images else {}
     for kind in MANIFESTS:
-        rows = ({**row, **({} if kind == "everything" else {"prompts": prompts[kind]})} for row, prompts in images)
+        rows = []
+        for number in range(num_images):
+            asset_id = _asset_id(seed, "image", number)
+            asked = {} if kind == "everything" else {"prompts": [_prompt(kind, row) for row in regions[asset_id]]}
+            rows.append({"asset_id": asset_id, "uri": _media_path("image", number, ".jpg"), **asked})
         store.write(f"manifest-{kind}.jsonl", _jsonl(rows))
-    if num_clips:
-        store.write("manifest-clips.jsonl", _jsonl(_clip_prompts(seed, number) for number in range(num_clips)))
+    tracks = _by_asset(store, "tracks", ["asset_id", "object_index", "prompts"], "object_index") if num_clips else {}
+    clips = []
+    for number in range(num_clips):
+        asset_id = _asset_id(seed, "clip", number)
+        prompts = [{"box": row["prompts"][0]["box"], "frame_index": 0, "object_id": row["object_index"]} for row in tracks[asset_id]]
+        clips.append({"asset_id": asset_id, "uri": _media_path("clip", number, ".mp4"), "prompts": prompts})
+    store.write("manifest-clips.jsonl", _jsonl(clips))
 
 
-def _image_prompts(seed: int, number: int) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    rendered = render(random_scene(scene_seed(seed, "image", number)))
-    row = {"asset_id": _asset_id(seed, "image", number), "uri": _media_path("image", number, ".jpg")}
-    boxes = [{"box": mask_box(mask)} for mask in rendered.masks]
-    return row, {"box": boxes, "points": [{"points": [inner_point(mask)], "labels": [1]} for mask in rendered.masks]}
+def _by_asset(store: Store, table: str, columns: list[str], order: str) -> dict[str, list[dict[str, Any]]]:
+    """asset id -> its rows of a table, in the order of a column."""
+    rows = [row for part in read_parts(store, table, part_ids(store, table), columns) for row in part.to_pylist()]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: int(row[order])):
+        found.setdefault(row["asset_id"], []).append(row)
+    return found
 
 
-def _clip_prompts(seed: int, number: int) -> dict[str, Any]:
-    clip = random_clip(scene_seed(seed, "clip", number))
-    first = next(render_clip(clip))
-    prompts = [{"box": mask_box(mask), "frame_index": 0, "object_id": index} for index, mask in enumerate(first.masks)]
-    return {"asset_id": _asset_id(seed, "clip", number), "uri": _media_path("clip", number, ".mp4"), "prompts": prompts}
+def _prompt(kind: str, region: dict[str, Any]) -> dict[str, Any]:
+    if kind == "box":
+        return {"box": region["box_xyxy"]}
+    return {"points": [inner_point(decode_mask(region["mask"]))], "labels": [1]}
 
 
 def inner_point(mask: NDArray[np.bool_]) -> list[float]:
@@ -272,7 +285,5 @@ def _jsonl(rows: Iterable[dict[str, Any]]) -> bytes:
 
 
 def _count(store: Store, output: str) -> Written:
-    from datagen.write.card import count_rows
-
     num_clips = count_rows(store, "clips")
     return Written(output, count_rows(store, "assets") - num_clips, count_rows(store, "regions"), num_clips, count_rows(store, "tracks"))
