@@ -48,9 +48,12 @@ class SegmentStage(StageOptions):
     prompts_per_image: Positive = 4
     box_share: Fraction = Field(0.5, description="share of steps with box prompts; the others have a point each")
     background_share: Fraction = Field(0.25, description="share of point prompts on no object, whose score should be low")
+    best_of_three: Fraction = Field(
+        1.0, description="1: of the three answers to an ambiguous prompt only the best is taught, as in SAM 2; 0: all alike"
+    )
     flip: bool = Field(True, description="mirror half of the images")
     words_weight: float = Field(
-        0.5, ge=0, description="weight of naming the words of label and caption from the mask token, so that features carry meaning"
+        0.1, ge=0, description="weight of naming the words of label and caption from the mask token, so that features carry meaning"
     )
 
 

@@ -1,8 +1,9 @@
 """The segment stage: SAM 2's image encoder, prompt encoder and mask decoder learn to answer a box or a point with the object's mask.
 
 Source of the losses: Ravi et al., "SAM 2: Segment Anything in Images and Videos", 2024, appendix: a pixel loss and dice on the mask,
-L1 on the predicted IoU, cross-entropy on the object score; of the three multimask outputs only the best one is taught. Here the
-pixel loss is binary cross-entropy on the share of each cell that is covered, and the object's words are asked for on the side.
+L1 on the predicted IoU, cross-entropy on the object score; of the three multimask outputs the best one is taught, here as far as
+the stage says so. The pixel loss is binary cross-entropy on the share of each cell that is covered, and the object's words are asked
+for on the side.
 """
 
 from __future__ import annotations
@@ -133,8 +134,9 @@ class SegmentTask:
         device = decoded.logits.device
         masks, present, words = batch.masks.to(device), batch.present.to(device), batch.words.to(device)
         each, iou = mask_losses(decoded.logits, masks)
-        best = each[:, 1:].min(dim=1).values
-        mask = ((each[:, 0] + best) * present).sum() / present.sum().clamp(min=1)
+        share, three = self.stage.best_of_three, each[:, 1:]
+        of_three = share * three.min(dim=1).values + (1 - share) * three.mean(dim=1)
+        mask = ((each[:, 0] + of_three) * present).sum() / present.sum().clamp(min=1)
         predicted = (decoded.predicted_iou - iou * present[:, None]).abs().mean()
         score = F.binary_cross_entropy_with_logits(decoded.object_score, present)
         named, right = self._named(decoded, masks, words, present)

@@ -100,7 +100,9 @@ def new_student(options: StudentOptions, folder: Path, texts: Iterable[str], see
     segmenter_config = _segmenter_config(options.segmenter)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Student(build_segmenter(segmenter_config, None), segmenter_config, checkpoint_config() | options.llm | changes, folder)
+        segmenter = build_segmenter(segmenter_config, None)
+        _point_at_prompts(segmenter)
+        return Student(segmenter, segmenter_config, checkpoint_config() | options.llm | changes, folder)
 
 
 def load_student(checkpoint: str) -> Student:
@@ -132,6 +134,26 @@ def _segmenter_config(changes: Mapping[str, Any]) -> dict[str, Any]:
             raise JobError(f"student.segmenter: the SAM 2 config has no {path}")
         node[last] = value
     return config
+
+
+def _point_at_prompts(segmenter: nn.Module) -> None:
+    """Let the mask decoder begin with attention between a prompt and the place that it names.
+
+    Queries and keys of its cross attention start out alike, so that equal position codes attract each other, and what is added to
+    those codes starts out small. With independent random projections a small model needs thousands of steps to see its prompts.
+    """
+    encoder, decoder = segmenter.get_submodule("sam_prompt_encoder"), segmenter.get_submodule("sam_mask_decoder")
+    with torch.no_grad():
+        for name, weight in encoder.named_parameters():
+            if "embed" in name:
+                weight.mul_(0.1)
+        for name in ("iou_token", "mask_tokens", "obj_score_token"):
+            decoder.get_parameter(f"{name}.weight").mul_(0.3)
+        for name, module in decoder.named_modules():
+            if name.endswith(("attn_token_to_image", "attn_image_to_token")):
+                query, key = module.get_submodule("q_proj"), module.get_submodule("k_proj")
+                query.get_parameter("weight").mul_(3)
+                key.load_state_dict(query.state_dict())
 
 
 def _stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
