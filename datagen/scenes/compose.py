@@ -30,7 +30,7 @@ def random_scene(seed: int) -> Scene:
     rng = random.Random(seed)
     width, height = random_size(rng)
     names = distinct_names(rng)
-    closeness = 0.55 + 0.5 * rng.random()
+    closeness = 0.4 + 0.5 * rng.random()
     shapes: list[Shape] = []
     for _ in range(1 + pick_index(rng, 6)):
         shape = place_shape(next(names), pick(rng, tuple(SIZES)), width, height, shapes, closeness, rng)
