@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,8 +74,8 @@ def render(scene: Scene) -> Rendered:
     owner = np.full((scene.height, scene.width), -1)
     areas = np.zeros(len(scene.shapes))
     for index, shape in enumerate(scene.shapes):
-        areas[index] = full_area(shape)
         window, coverage = covered_part(shape, scene.width, scene.height)
+        areas[index] = full_area(shape)
         owner[window][coverage >= 0.5] = index
         surface = _surface(shape, window) + rng.normal(0, 4, coverage.shape)[..., None]
         canvas[window] += (surface - canvas[window]) * coverage[..., None]
@@ -119,9 +119,12 @@ def covered_part(shape: Shape, width: int, height: int) -> tuple[Window, Floats]
     return window, inside.reshape(rows, _SUPERSAMPLING, columns, _SUPERSAMPLING).mean(axis=(1, 3))
 
 
-def full_area(shape: Shape) -> float:
-    """Area of the whole shape, px, whether in the picture or not."""
-    return _UNIT_AREA[shape.kind] * shape.radius**2
+def full_area(shape: Shape) -> int:
+    """Pixels of the whole shape, whether in the picture or not."""
+    side = 2 * math.ceil(shape.radius + 2)
+    inside = tuple(value % 1 + side // 2 for value in shape.center)
+    _, coverage = covered_part(replace(shape, center=(inside[0], inside[1])), side, side)
+    return int((coverage >= 0.5).sum())
 
 
 def _clipped(low: float, high: float, side: int) -> slice:
@@ -189,11 +192,3 @@ _INSIDE: dict[str, Inside] = {
     "heart": _heart,
     "crescent": lambda u, v: (u**2 + v**2 <= 0.95) & ((u - 0.45) ** 2 + (v + 0.1) ** 2 >= 0.5),
 }
-
-
-def _unit_area(inside: Inside, side: int = 400) -> float:
-    axis = (np.arange(side) + 0.5) / side * 2 - 1
-    return float(inside(*np.meshgrid(axis, axis)).mean()) * 4
-
-
-_UNIT_AREA = {kind: _unit_area(inside) for kind, inside in _INSIDE.items()}
