@@ -59,7 +59,7 @@ def track_features(student: Student, corpus: ClipCorpus, cache: Path) -> tuple[N
 def _image_side(front_end: FrontEnd, corpus: Corpus, tokens: list[NDArray[np.float16]]) -> Iterator[NDArray[np.float16]]:
     for start in range(0, len(corpus.of_image), _IMAGES_AT_ONCE):
         groups = corpus.of_image[start : start + _IMAGES_AT_ONCE]
-        features = front_end.encode(torch.from_numpy(np.ascontiguousarray(corpus.pixels[start : start + len(groups)])))
+        features = front_end.encode(torch.tensor(corpus.pixels[start : start + len(groups)]))
         regions = [region for group in groups for region in group]
         index = torch.tensor([slot for slot, group in enumerate(groups) for _ in group])
         sides, kinds = [], []

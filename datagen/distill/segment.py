@@ -52,7 +52,8 @@ class SegmentTask:
         known = {word: index for index, word in enumerate(self.vocabulary)}
         self._words = [[known[word] for word in region_words(region) if word in known] for region in corpus.regions]
         dim = student.perceiver.sem_tokens.embedding_dim
-        self.head: nn.Module = nn.ModuleDict({name: nn.Linear(dim, max(len(known), 1)) for name in ("token", "image")})
+        outputs = {"token": max(len(known), 1), "image": max(len(known), 1), "box": 4, "cell": 1}
+        self.head: nn.Module = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in outputs.items()})
 
     def modules(self) -> Iterator[nn.Module]:
         """The parts that are trained."""
@@ -140,7 +141,8 @@ class SegmentTask:
         predicted = (decoded.predicted_iou - iou * present[:, None]).abs().mean()
         score = F.binary_cross_entropy_with_logits(decoded.object_score, present)
         named, right = self._named(decoded, masks, words, present)
-        total = mask + predicted + score + self.stage.words_weight * named
+        guide = self._guide(decoded, masks, present)
+        total = mask + predicted + score + self.stage.words_weight * named + self.stage.guide_weight * guide
         seen = present > 0
         report = {
             "loss": float(total.detach()),
@@ -149,11 +151,24 @@ class SegmentTask:
             "iou_of_three": float(iou[seen, 1:].max(dim=1).values.mean()),
             "iou_error": float(predicted.detach()),
             "score": float(score.detach()),
+            "guide": float(guide.detach()),
             "words": float(named.detach()),
             "words_right": right,
         }
         kind = "box" if batch.labels.shape[1] == len(BOX_LABELS) else "point"
         return total, report | {f"iou_{kind}": report["iou"]}
+
+    def _guide(self, decoded: Decoded, masks: Tensor, present: Tensor) -> Tensor:
+        """Where the object is, read off the two sides of the decoder by a linear layer each: its cells, and its box.
+
+        The mask itself is a product of both sides, so either can only learn to follow the prompt once the other does.
+        """
+        cells = F.adaptive_avg_pool2d(masks[:, None], decoded.image_embed.shape[-1])
+        logits = self.head.get_submodule("cell")(decoded.image_embed.movedim(1, -1))[..., 0]
+        of_cells = F.binary_cross_entropy_with_logits(logits, cells[:, 0], reduction="none").sum((1, 2)) / cells.sum((1, 2, 3)).clamp(min=1)
+        boxes = (self.head.get_submodule("box")(decoded.tokens[:, 0]).sigmoid() - _boxes(masks)).abs().sum(1)
+        total: Tensor = ((of_cells + 5 * boxes) * present).sum() / present.sum().clamp(min=1)
+        return total
 
     def _named(self, decoded: Decoded, masks: Tensor, words: Tensor, present: Tensor) -> tuple[Tensor, float]:
         """Cross-entropy of the words from the mask token and from the image side under the mask; share of objects all right."""
@@ -170,6 +185,16 @@ class SegmentTask:
             if name == "token":
                 right = ((logits > 0) == (words > 0)).all(1).float()
         return total / 2, float((right * present).sum() / present.sum().clamp(min=1))
+
+
+def _boxes(masks: Tensor) -> Tensor:
+    """(P, 4) XYXY, shares of the sides, of (P, M, M) masks; zeros where a mask is empty."""
+    side = masks.shape[-1]
+    ends = []
+    for axis in (2, 1):  # columns, then rows
+        there = (masks > 0.5).any(dim=3 - axis).float()
+        ends.append((there.argmax(1) / side, there.any(1) * (side - there.flip(1).argmax(1)) / side))
+    return torch.stack([ends[0][0], ends[1][0], ends[0][1], ends[1][1]], dim=1)
 
 
 def mask_losses(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

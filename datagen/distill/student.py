@@ -33,10 +33,11 @@ class Student(nn.Module):
         super().__init__()
         from transformers import Qwen2Config, Qwen2ForCausalLM
 
-        self.folder, self.config, self.segmenter_config = folder, dict(config), dict(segmenter_config)
         self.tokenizer = load_tokenizer(folder)
         dim, hidden = int(getattr(segmenter, "hidden_dim")), int(config["hidden_size"])  # noqa: B009 (a Module hides it from mypy)
-        ignored = ("architectures", "model_type", "torch_dtype", "mm_projector_type")
+        self.folder, self.segmenter_config = folder, dict(segmenter_config)
+        self.config = {**config, "mm_hidden_size": dim}
+        ignored = ("architectures", "model_type", "torch_dtype", "mm_projector_type", "mm_hidden_size")
         llm = Qwen2Config(**{name: value for name, value in config.items() if name not in ignored}, initializer_range=0.02)
         self.segmenter = segmenter
         self.perceiver = SemanticPerceiver(dim=dim)
@@ -147,6 +148,8 @@ def _point_at_prompts(segmenter: nn.Module) -> None:
         for name, weight in encoder.named_parameters():
             if "embed" in name:
                 weight.mul_(0.1)
+        places = segmenter.get_parameter("image_encoder.trunk.pos_embed")  # zeros: features would not know where they are
+        nn.init.normal_(places, std=0.5)
         for name in ("iou_token", "mask_tokens", "obj_score_token"):
             decoder.get_parameter(f"{name}.weight").mul_(0.3)
         for name, module in decoder.named_modules():

@@ -10,11 +10,13 @@ A kill at any moment costs at most `save_every_s` of training.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +32,7 @@ from datagen.distill.features import region_features, track_features
 from datagen.distill.segment import SegmentTask
 from datagen.distill.student import Student, new_student
 from datagen.distill.track import TrackTask
-from datagen.errors import JobError
+from datagen.errors import JobError, OutputBusyError
 
 _FLOOR = 0.05  # of the learning rate, at the end of a stage
 
@@ -81,6 +83,11 @@ def distill(config: DistillConfig, data: str, output: str | Path, progress: Prog
     """
     work = Path(f"{output}.work")
     work.mkdir(parents=True, exist_ok=True)
+    with _alone(work):
+        return _distill(config, data, Path(output), work, progress)
+
+
+def _distill(config: DistillConfig, data: str, output: Path, work: Path, progress: Progress) -> Path:
     _refuse_other_training(config, data, work)
     torch.use_deterministic_algorithms(True, warn_only=True)
     corpora = _Data(data, work / "cache", _image_size(config))
@@ -137,7 +144,9 @@ class _Training:
         if number < self.stage:
             return
         options = self.config.stages[number]
-        task = _make_task(options, self.student, self.data, self.config.seed, self.work / "cache")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            task = _make_task(options, self.student, self.data, self.config.seed, self.work / "cache")
         task.head.to(self.student.device)
         weights = _trainable(task)
         optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.98))
@@ -247,6 +256,17 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     with aside.open("rb") as file:
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Hold a lock on the work folder, which dies with its holder. Raises OutputBusyError when another training holds it."""
+    with (work / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputBusyError(f"another training works in {work}; wait for it, or give another --output") from error
+        yield
 
 
 def _refuse_other_training(config: DistillConfig, data: str, work: Path) -> None:

@@ -39,9 +39,10 @@ def _numbers(title: str, numbers: Mapping[str, float]) -> Table:
 def _texts(columns: Mapping[str, Mapping[str, Any]]) -> RenderableType:
     if not columns:
         return "no text column that both have"
-    table = Table("text", title_justify="left")
+    table = Table(title_justify="left")
+    table.add_column("text", no_wrap=True)
     for name in next(iter(columns.values())):
-        table.add_column(name, justify="right")
+        table.add_column(name.removeprefix("semantic_").removesuffix("_match"), justify="right", no_wrap=True)
     for column, scores in columns.items():
         table.add_row(column, *(_shown(value) for value in scores.values()))
     return table
@@ -51,7 +52,7 @@ def _categories(rows: list[dict[str, Any]], limit: int) -> Table:
     left = f"; {len(rows) - limit} more in --json" if len(rows) > limit else ""
     table = Table(title=f"by category{left}", title_justify="left")
     for name in rows[0]:
-        table.add_column(name, justify="left" if name == "category" else "right")
+        table.add_column(name, justify="left" if name == "category" else "right", no_wrap=name == "category")
     for row in rows[:limit]:
         table.add_row(*(escape(value) if isinstance(value, str) else _shown(value) for value in row.values()))
     return table
