@@ -147,16 +147,17 @@ class SegmentTask:
         report = {
             "loss": float(total.detach()),
             "mask": float(mask.detach()),
-            "iou": float(iou[seen, 0].mean()),
-            "iou_of_three": float(iou[seen, 1:].max(dim=1).values.mean()),
             "iou_error": float(predicted.detach()),
             "score": float(score.detach()),
             "guide": float(guide.detach()),
             "words": float(named.detach()),
             "words_right": right,
         }
-        kind = "box" if batch.labels.shape[1] == len(BOX_LABELS) else "point"
-        return total, report | {f"iou_{kind}": report["iou"]}
+        if seen.any():  # a small batch may be all background
+            kind = "box" if batch.labels.shape[1] == len(BOX_LABELS) else "point"
+            report |= dict.fromkeys(("iou", f"iou_{kind}"), float(iou[seen, 0].mean()))
+            report["iou_of_three"] = float(iou[seen, 1:].max(dim=1).values.mean())
+        return total, report
 
     def _guide(self, decoded: Decoded, masks: Tensor, present: Tensor) -> Tensor:
         """Where the object is, read off the two sides of the decoder by a linear layer each: its cells, and its box.

@@ -70,8 +70,11 @@ def evaluate(dataset: str, gold: str, embedder: str | Embedder | None = None) ->
     if not common and not tracks.keys() & truth.tracks.keys():
         raise SourceError(f"{dataset} and {gold} have no image or clip in common (by asset id, or for COCO by image id or file name)")
     pairs, extra = [], 0
+    unprompted = any(_is_unprompted(items) for items in found.values())
     for asset_id, key in common.items():
-        of_image, unpaired = pair_items(truth.images[key], found.get(asset_id, []))
+        items = found.get(asset_id, [])
+        by_mask = _is_unprompted(items) if items else unprompted  # where nothing was found, as in the rest of the dataset
+        of_image, unpaired = pair_items(truth.images[key], items, by_mask)
         pairs += of_image
         extra += unpaired
     model = load_embedder(embedder) if isinstance(embedder, str) else embedder
@@ -84,9 +87,13 @@ def evaluate(dataset: str, gold: str, embedder: str | Embedder | None = None) ->
     return report
 
 
-def pair_items(gold: Sequence[Item], found: Sequence[Item]) -> tuple[list[Pair], int]:
+def _is_unprompted(items: Sequence[Item]) -> bool:
+    return any(item.source == "everything" for item in items)
+
+
+def pair_items(gold: Sequence[Item], found: Sequence[Item], by_mask: bool) -> tuple[list[Pair], int]:
     """One pair per gold object of an image, and how many found objects answer none."""
-    if any(item.source == "everything" for item in found):
+    if by_mask:
         return _by_mask(gold, found)
     numbered = {item.number: item for item in found}
     pairs = []

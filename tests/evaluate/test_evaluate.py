@@ -93,6 +93,15 @@ def test_regions_of_a_whole_image_are_paired_by_mask_best_first(tmp_path, gold):
     assert report["texts"]["label_en"]["exact_match"] == 1
 
 
+def test_an_image_in_which_nothing_was_found_costs_masks_and_no_texts(tmp_path):
+    label = ("label", "en")
+    gold = write_dataset(tmp_path / "gold", {name: [region(0, LEFT, {label: "red circle"})] for name in ("a.png", "b.png")})
+    found = {"a.png": [region(0, LEFT, {label: "red circle"}, "everything")], "b.png": []}
+    report = evaluate(write_dataset(tmp_path / "found", found), gold)
+    assert report["masks"]["mean_iou"] == 0.5
+    assert (report["texts"]["label_en"]["count"], report["texts"]["label_en"]["exact_match"]) == (1, 1)
+
+
 def test_a_text_that_was_not_asked_for_is_not_measured(tmp_path, gold):
     report = evaluate(write_dataset(tmp_path / "found", {"a.png": [region(0, LEFT, {("caption", "en"): "A red circle."})]}), gold)
     assert report["texts"] == {}
