@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast chaos lint format lock lock-gpu clean
+.PHONY: help setup demo demo-video test test-fast chaos lint format lock lock-gpu clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,11 @@ demo: setup  ## caption samples/ with the embedded tiny model
 	$(BIN)/datagen run pipelines/demo.yaml --input samples/manifest.jsonl --output $(OUTPUT)
 	$(BIN)/datagen check $(OUTPUT)
 	$(BIN)/datagen stats $(OUTPUT)
+
+demo-video: setup  ## the same for the two clips in samples/
+	$(BIN)/datagen run pipelines/demo-video.yaml --input samples/videos.jsonl --output $(OUTPUT)-video
+	$(BIN)/datagen check $(OUTPUT)-video
+	$(BIN)/datagen stats $(OUTPUT)-video
 
 test: setup  ## the whole test suite
 	$(BIN)/python -m pytest

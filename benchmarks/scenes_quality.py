@@ -1,9 +1,9 @@
 """How well does a student know the rendered scenes? Held-out pictures, through the public door: `datagen run`, then `datagen eval`.
 
-    python benchmarks/scenes_quality.py corpus/student [--images 200] [--seed 2]
+    python benchmarks/scenes_quality.py corpus/student [--images 200] [--clips 40] [--seed 2]
 
-Draws the pictures of a seed that no training may use, runs the job of examples/tiny-shapes with box prompts, with point prompts and
-without prompts, measures each run against the truth, and prints one table with the targets.
+Draws the pictures and clips of a seed that no training may use, runs the job of examples/tiny-shapes with box prompts, with point
+prompts, without prompts, and on the clips; measures each run against the truth, and prints one table with the targets.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ TARGETS = {
     "box: caption exact match, en": 0.85,
     "box: description attributes right, en": 0.90,
     "box: description attributes right, zh": 0.90,
+    "clips: mean J": 0.80,
+    "clips: event text exact match, en": 0.75,
 }
 
 
@@ -39,13 +41,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint")
     parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--clips", type=int, default=40)
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.seed == TRAINING_SEED:
         parser.error(f"seed {TRAINING_SEED} is what the student was trained on")
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(options.checkpoint, Path(folder), options.images, options.seed)
+        found = measure(options.checkpoint, Path(folder), options.images, options.clips, options.seed)
     if options.json:
         print(json.dumps(found, indent=2))
     else:
@@ -53,11 +56,11 @@ def main() -> None:
         print("\n".join(f"| {name} | {found[name]:.3f} | {target:.2f} |" for name, target in TARGETS.items()))
 
 
-def measure(checkpoint: str, folder: Path, num_images: int, seed: int) -> dict[str, float]:
+def measure(checkpoint: str, folder: Path, num_images: int, num_clips: int, seed: int) -> dict[str, float]:
     """The numbers of TARGETS."""
     truth = folder / "truth"
-    write_scenes(truth, num_images=num_images, seed=seed)
-    reports = {kind: run(checkpoint, truth, folder / kind, kind) for kind in ("box", "points", "everything")}
+    write_scenes(truth, num_images=num_images, num_clips=num_clips, seed=seed)
+    reports = {kind: run(checkpoint, truth, folder / kind, kind) for kind in ("box", "points", "everything", "clips")}
     texts = reports["box"]["texts"]
     return {
         "box: mean mask IoU": reports["box"]["masks"]["mean_iou"],
@@ -68,6 +71,8 @@ def measure(checkpoint: str, folder: Path, num_images: int, seed: int) -> dict[s
         "box: caption exact match, en": texts["caption_en"]["exact_match"],
         "box: description attributes right, en": attributes(folder / "box", truth, "en"),
         "box: description attributes right, zh": attributes(folder / "box", truth, "zh"),
+        "clips: mean J": reports["clips"]["clips"]["mean_j"],
+        "clips: event text exact match, en": reports["clips"]["clips"]["texts"]["caption_en"]["exact_match"],
     }
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,6 +14,7 @@ from rich.markup import escape
 
 from datagen import __version__
 from datagen.errors import DatagenError
+from datagen.interrupts import sigterm_is_ctrl_c
 from datagen.job import Job, ModelOptions, load_job
 
 INTERRUPTED = 130
@@ -64,10 +64,13 @@ def run(
     from datagen.run import run_job
 
     job = _job(job_file, set_, {"source.input": input, "output": output, "model.checkpoint": model})
-    summary = run_job(job, limit=limit, screen=run_screen)
+    try:
+        summary = run_job(job, limit=limit, screen=run_screen)
+    except KeyboardInterrupt:  # before the first asset, or a second time
+        _say_interrupted()
     _show(summary.to_dict(), as_json, lambda console: print_run(console, summary))
     if summary.interrupted:
-        raise typer.Exit(INTERRUPTED)
+        _say_interrupted()
     finished = sum(summary.statuses.values())
     if finished and summary.statuses["failed"] / finished > job.run.max_failed_fraction:
         raise typer.Exit(1)
@@ -93,6 +96,8 @@ def plan(
 def check(dataset: Dataset, as_json: AsJson = False) -> None:
     """Prove a dataset's invariants; exit 1 and name every violation otherwise.
 
+    A video that a run was stopped in is counted as unfinished and is no violation: the next run goes on with it.
+
     Example: `datagen check corpus/`
     """
     from datagen.check import check_dataset
@@ -106,7 +111,7 @@ def check(dataset: Dataset, as_json: AsJson = False) -> None:
 
 @app.command()
 def stats(dataset: Dataset, as_json: AsJson = False) -> None:
-    """Count a dataset: assets by status, regions, labels, text lengths, failures by code, tokens.
+    """Count a dataset: assets by status, regions, labels, text lengths, failures by code, tokens; clips, tracks and events of videos.
 
     Example: `datagen stats corpus/`
     """
@@ -213,6 +218,11 @@ def model_prepare(
     Console().print(f"checkpoint: {files.checkpoint}\nlanguage model: {prepare_llm(Checkpoint(files.checkpoint))}", highlight=False)
 
 
+def _say_interrupted() -> NoReturn:
+    Console(stderr=True).print("[yellow]interrupted:[/yellow] what is committed stays; run the same command to go on")
+    raise typer.Exit(INTERRUPTED)
+
+
 def _show(data: dict[str, Any], as_json: bool, render: Callable[[Console], None]) -> None:
     if as_json:
         typer.echo(json.dumps(data, indent=2, default=str))
@@ -233,7 +243,7 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 def main() -> None:
     """Entry point of the `datagen` command; turns errors into one message and an exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    sigterm_is_ctrl_c()
     try:
         app()
     except DatagenError as error:

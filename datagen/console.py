@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 if TYPE_CHECKING:
     from datagen.check import CheckReport
     from datagen.pam.inspection import CheckpointReport
-    from datagen.run import RunSummary
+    from datagen.summary import RunSummary
 
 PLAIN_EVERY_S = 10.0
 SHOWN = 50
@@ -57,35 +56,21 @@ def noise_to(log: Path) -> Iterator[TextIO]:
         os.close(saved_err)
 
 
-class _Rates(ProgressColumn):
-    """Samples, regions and output tokens per second since the first one finished."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._since: float | None = None
-
-    def render(self, task: Any) -> Text:
-        counters: dict[str, int] = task.fields["counters"]
-        if self._since is None:
-            if not counters.get("decode"):
-                return Text("starting workers", style="dim")
-            self._since = time.monotonic() - 1e-3
-        return Text(_rates(counters, time.monotonic() - self._since), style="cyan")
-
-
 def _rates(counters: dict[str, int], seconds: float) -> str:
-    words = {"describe": "samples/s", "regions": "regions/s", "output_tokens": "tokens/s"}
-    rates = " ".join(f"{counters.get(name, 0) / max(seconds, 1e-3):.1f} {word}" for name, word in words.items())
+    words = {"describe": "samples/s", "regions": "regions/s", "clips": "clips/s", "tracks": "tracks/s", "output_tokens": "tokens/s"}
+    shown = {name: word for name, word in words.items() if counters.get(name) or name == "output_tokens"}
+    rates = " ".join(f"{counters.get(name, 0) / max(seconds, 1e-3):.1f} {word}" for name, word in shown.items())
     failed = counters.get("failed", 0)
     return rates + (f" · {failed} failed" if failed else "")
 
 
 class RunProgress:
-    """A progress bar on a terminal; a line every few seconds elsewhere. Call it with the summary of the run so far."""
+    """A progress bar on a terminal; elsewhere a line now and then, where there is news. Call it with the summary of the run so far."""
 
     def __init__(self, screen: TextIO) -> None:
         self._console = Console(file=screen, highlight=False)
-        self._started = self._last = time.monotonic()
+        self._first_decoded: float | None = None
+        self._last, self._shown = 0.0, ""
         columns = (
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
@@ -93,21 +78,31 @@ class RunProgress:
             TimeElapsedColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(),
-            _Rates(),
+            TextColumn("{task.fields[news]}", style="cyan"),
         )
         self._bar = Progress(*columns, console=self._console, refresh_per_second=4) if self._console.is_terminal else None
-        self._task = self._bar.add_task("datagen", total=None, counters={}) if self._bar else None
+        self._task = self._bar.add_task("datagen", total=None, news="") if self._bar else None
 
     def __call__(self, summary: RunSummary) -> None:
         """Show how far the run is."""
-        done, counters = summary.counters.get("describe", 0), summary.counters
+        done, news, now = summary.counters.get("describe", 0) + summary.videos, self._news(summary.counters), time.monotonic()
         if self._bar and self._task is not None:
-            self._bar.update(self._task, total=summary.todo, completed=done, counters=counters)
-            return
-        now = time.monotonic()
-        if now - self._last >= PLAIN_EVERY_S:
-            self._last = now
-            self._console.print(f"{done}/{summary.todo} samples · {_rates(counters, now - self._started)}")
+            self._bar.update(self._task, total=summary.todo, completed=done, news=news)
+        elif now - self._last >= PLAIN_EVERY_S and news != self._shown:
+            self._last, self._shown = now, news
+            self._console.print(f"{done}/{summary.todo} samples · {news}", soft_wrap=True)
+
+    def _news(self, counters: dict[str, int]) -> str:
+        """Rates since the first sample was decoded or tracked; before the first text, what comes before it."""
+        steps = {"decode": "decoded", "perceive": "perceived", "clips_tracked": "clips tracked"}
+        before = ", ".join(f"{counters[step]} {word}" for step, word in steps.items() if counters.get(step))
+        if not before:
+            return "starting workers"
+        if self._first_decoded is None:
+            self._first_decoded = time.monotonic()
+        if not counters.get("output_tokens"):
+            return before
+        return _rates(counters, time.monotonic() - self._first_decoded)
 
     def __enter__(self) -> RunProgress:
         if self._bar:
@@ -130,31 +125,38 @@ def run_screen(log: Path) -> Iterator[RunProgress]:
 def print_run(console: Console, summary: RunSummary) -> None:
     """The summary at the end of `datagen run`."""
     if not summary.todo:
-        console.print(f"nothing to do: all {summary.listed} assets of the input are in {summary.output}")
+        console.print(f"nothing to do: all {summary.listed} assets of the input are in {summary.output}", soft_wrap=True)
+        _print_warnings(console, summary.warnings)
         return
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     counts = ", ".join(f"{summary.statuses[s]} {s}" for s in ("ok", "empty", "failed") if summary.statuses[s])
     table.add_row("assets", counts or "none finished")
     if summary.done_before:
         table.add_row("before", f"{summary.done_before} done by earlier runs")
-    table.add_row("regions", f"{summary.regions} in {summary.parts} parts")
+    if summary.regions or not summary.clips:
+        table.add_row("regions", f"{summary.regions} in {summary.parts - summary.clips} parts")
+    if summary.clips:
+        table.add_row("tracks", f"{summary.tracks} in {summary.clips} clips")
     usage = summary.usage
     if usage["prompt_tokens"]:
         cached = usage["cached_tokens"] / usage["prompt_tokens"]
         table.add_row(
             "tokens", f"{usage['prompt_tokens']:,} prompt ({cached:.0%} from the prefix cache), {usage['output_tokens']:,} output"
         )
-    rate = summary.regions / summary.seconds if summary.seconds else 0.0
-    table.add_row("time", f"{summary.seconds:.1f} s with start-up, {rate:.2f} regions/s")
-    for title, reasons in (("failed", summary.failures), ("dropped", summary.dropped)):
+    made = {"regions": summary.regions, "tracks": summary.tracks}
+    rates = ", ".join(f"{count / summary.seconds:.2f} {name}/s" for name, count in made.items() if count and summary.seconds)
+    table.add_row("time", f"{summary.seconds:.1f} s with start-up" + (f", {rates}" if rates else ""))
+    for title, reasons in (("failed", summary.failures), ("dropped", summary.dropped), ("skipped", summary.skipped)):
         if reasons:
             table.add_row(title, ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()))
-    for warning in summary.warnings:
-        table.add_row("[yellow]warning[/yellow]", escape(warning))
-    table.add_row("dataset", summary.output)
+    table.add_row("dataset", escape(summary.output))
     console.print(table)
-    if summary.interrupted:
-        console.print("[yellow]interrupted[/yellow]: everything above is committed; run the same command to go on")
+    _print_warnings(console, summary.warnings)
+
+
+def _print_warnings(console: Console, warnings: list[str]) -> None:
+    for warning in warnings:
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
 
 
 def print_check(console: Console, report: CheckReport) -> None:
@@ -166,7 +168,13 @@ def print_check(console: Console, report: CheckReport) -> None:
     if total > SHOWN:
         console.print(f"... {total - SHOWN} more; --json lists them")
     verdict = f"[red]{total} violations[/red]" if total else "[green]every invariant holds[/green]"
-    console.print(f"{verdict}: {report.num_assets} assets and {report.num_regions} regions in {report.num_parts} parts", soft_wrap=True)
+    counts = f"{report.num_assets} assets and {report.num_regions} regions"
+    if report.num_clips:
+        counts = f"{report.num_assets} assets, {report.num_regions} regions, {report.num_clips} clips and {report.num_tracks} tracks"
+    console.print(f"{verdict}: {counts} in {report.num_parts} parts", soft_wrap=True)
+    if report.num_unfinished_videos:
+        left = f"unfinished videos: {report.num_unfinished_videos}, with {report.num_unfinished_clips} clips so far"
+        console.print(f"{left}; run the job again to go on with them", soft_wrap=True)
 
 
 def print_plan(console: Console, plan: dict[str, Any]) -> None:
@@ -179,6 +187,7 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
         gpus = f", {pool['num_gpus']:g} GPU" if pool["num_gpus"] else ""
         table.add_row(step, f"{size} workers, each {pool['num_cpus']:g} CPU{gpus}")
     console.print(table)
+    _print_warnings(console, plan["warnings"])
 
 
 def print_checkpoint(console: Console, report: CheckpointReport) -> None:

@@ -8,6 +8,7 @@ DatagenError
   ModelError
     ModelLoadError    weights missing, incomplete or of another shape      exit 2, stops the job
     ModelOutputError  the model gave something unusable for one asset      a failed row
+    MemoryShortError  the device's memory was short; less is asked now     the same once more, from its start
   SchemaError         a row does not fit the table's contract              stops the job
   WriteError          the output cannot be written                         exit 2 at the start, 3 later
     OutputBusyError   another run holds the output's lease                 exit 2
@@ -83,6 +84,12 @@ class ModelOutputError(ModelError):
     """The model gave something unusable for one asset."""
 
     code = "model_output"
+
+
+class MemoryShortError(ModelError):
+    """The device's memory was short. Less is asked of it now, so the same work can be tried once more from its start."""
+
+    code = "out_of_memory"
 
 
 class SchemaError(DatagenError):

@@ -1,7 +1,10 @@
 """The six steps in order: sources -> decode -> perceive -> describe -> assemble -> write.
 
-`run_ray` streams them over Ray Data; `run_inprocess` calls the same step functions in this process. Both yield staged parts,
-which only the driver publishes. This file and guard.py are the only ones that know Ray.
+An image is one sample all the way. A video becomes one sample per clip: its perceive worker reads it, clip after clip, through a
+decoding child of its own, because a video's frames are too many to travel.
+
+Ray Data streams the steps, or the same step functions are called in this process. Both yield staged parts, which only the driver
+publishes. This file and guard.py are the only ones that know Ray.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,16 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from datagen.assemble import assemble, region_row
-from datagen.decode import make_decode_step
+from datagen.assemble import assemble, region_row, track_row
+from datagen.decode import make_decode_step, make_video_reader
 from datagen.describe import make_describe_step
 from datagen.errors import ClusterError
 from datagen.faults import fault_point
-from datagen.guard import Guarded, Ledger, LedgerClient, LocalLedger, RayLedger, Step, split_suspects
+from datagen.guard import ClipStep, Guarded, GuardedClips, Ledger, LedgerClient, LocalLedger, RayLedger, Step, split_suspects
+from datagen.interrupts import handlers_kept
 from datagen.job import Job, Pool
-from datagen.perceive import make_perceive_step
-from datagen.records import Asset, Sample
-from datagen.write import StagedPart, open_store, stage_part
+from datagen.perceive import make_perceive_step, make_video_step
+from datagen.records import Sample
+from datagen.write import StagedPart, open_store, stage_clip, stage_part
 
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy, Dataset
@@ -53,12 +57,23 @@ def step_factories(plan: Plan) -> dict[str, Callable[[], Step]]:
     }
 
 
+def clip_step_factory(plan: Plan) -> Callable[[], ClipStep]:
+    """The perceive step of videos, which decodes them, too."""
+    return partial(make_video_step, plan.job, plan.image_size, partial(make_video_reader, plan.job))
+
+
 def stage(plan: Plan, samples: list[Sample]) -> StagedPart:
-    """The last two steps: rows from texts, then one whole Parquet part per table, staged but not published."""
+    """The last two steps: rows from texts, then one whole Parquet part per table, staged but not published.
+
+    samples: any number of images, or one clip of a video.
+    """
     for sample in samples:
         fault_point("write", sample.asset.uri)
+    store, options = open_store(plan.output), plan.job.write
     finished = [assemble(sample, plan.job.assemble) for sample in samples]
-    return stage_part(open_store(plan.output), plan.run_id, finished, plan.job.write, region_row)
+    if finished[0].clip is not None:
+        return stage_clip(store, plan.run_id, finished[0], options, track_row)
+    return stage_part(store, plan.run_id, finished, options, region_row)
 
 
 @contextmanager
@@ -77,20 +92,37 @@ def started(plan: Plan) -> Iterator[LedgerClient]:
             ray.shutdown()
 
 
-def run(plan: Plan, ledger: LedgerClient, assets: list[tuple[int, Asset]]) -> Iterator[StagedPart]:
-    """Run one wave of assets through the six steps. Yields staged parts as they finish, in any order."""
-    executor = run_inprocess if plan.job.run.executor == "inprocess" else run_ray
-    return executor(plan, ledger, assets)
-
-
-def run_inprocess(plan: Plan, ledger: LedgerClient, assets: list[tuple[int, Asset]]) -> Iterator[StagedPart]:
-    """Run the steps in this process, part by part."""
+def run_images(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Iterator[StagedPart]:
+    """Run one wave of images through the six steps. Yields staged parts as they finish, in any order."""
+    if plan.job.run.executor == "ray":
+        yield from _images_on_ray(plan, ledger, samples)
+        return
     workers = [Guarded(name, make, ledger) for name, make in step_factories(plan).items()]
-    try:
-        for chunk in _chunks((Sample(index, asset) for index, asset in assets), plan.job.write.assets_per_part):
+    with _torn_down(workers):
+        for chunk in _chunks(samples, plan.job.write.assets_per_part):
             for worker in workers:
                 chunk = worker.process(chunk)
             yield stage(plan, chunk)
+
+
+def run_videos(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Iterator[StagedPart]:
+    """Run one wave of videos. Yields one staged part per clip as it finishes, in any order."""
+    if plan.job.run.executor == "ray":
+        yield from _videos_on_ray(plan, ledger, samples)
+        return
+    perceive = GuardedClips("perceive", clip_step_factory(plan), ledger, plan.output)
+    with _torn_down([perceive]):
+        describe = Guarded("describe", step_factories(plan)["describe"], ledger)
+        with _torn_down([describe]):
+            for sample in samples:
+                for clip in perceive.clips(sample):
+                    yield stage(plan, describe.process([clip]))
+
+
+@contextmanager
+def _torn_down(workers: Sequence[Guarded | GuardedClips]) -> Iterator[None]:
+    try:
+        yield
     finally:
         for worker in workers:
             worker.teardown()
@@ -108,11 +140,12 @@ def start_ray(job: Job) -> bool:
         return False
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": True, "configure_logging": False}
     try:
-        if job.run.ray_address:
-            ray.init(address=job.run.ray_address, log_to_driver=True, configure_logging=False)
-        else:
-            store = job.run.object_store_gib
-            ray.init(num_cpus=_embedded_cpus(job), object_store_memory=int(store * 2**30) if store else None, **quiet)
+        with handlers_kept():
+            if job.run.ray_address:
+                ray.init(address=job.run.ray_address, log_to_driver=True, configure_logging=False)
+            else:
+                store = job.run.object_store_gib
+                ray.init(num_cpus=_embedded_cpus(job), object_store_memory=int(store * 2**30) if store else None, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = job.run.ray_address or "an embedded Ray"
         raise ClusterError(f"cannot start or reach {where}: {error}. See the run's log; `ray status` shows a cluster's state.") from error
@@ -160,30 +193,56 @@ def _complete(given: Pool, default: Pool) -> Pool:
     return Pool(**values)
 
 
-def run_ray(plan: Plan, ledger: LedgerClient, assets: list[tuple[int, Asset]]) -> Iterator[StagedPart]:
-    """Run one wave on Ray Data; only the small records of staged parts reach the driver."""
+def _images_on_ray(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Iterator[StagedPart]:
     import ray
 
-    sizes = pools(plan.job, ray.cluster_resources())
-    dataset = _source(assets, sizes)
-    concurrency = {"describe": plan.job.describe.concurrent_batches}
-    batches = {"decode": plan.job.decode.batch_size, "perceive": plan.job.perceive.batch_size, "describe": plan.job.describe.batch_size}
+    sizes, job = pools(plan.job, ray.cluster_resources()), plan.job
+    workers = sum(pool.max_workers or 1 for pool in sizes.values())
+    # Large enough to pay a block's scheduling, small enough that every worker gets some.
+    rows = max(1, min(BLOCK_ROWS, math.ceil(len(samples) / (2 * workers))))
+    dataset = ray.data.from_arrow([to_table(chunk) for chunk in _chunks(samples, rows)])
+    batches = {"decode": job.decode.batch_size, "perceive": job.perceive.batch_size, "describe": job.describe.batch_size}
     for name, make in step_factories(plan).items():
-        dataset = dataset.map_batches(
-            _WORKERS[name],
-            fn_constructor_args=(name, make, ledger),
-            batch_size=batches[name],
-            batch_format="pyarrow",
-            compute=_strategy(sizes[name], concurrency.get(name, 1)),
-            num_cpus=sizes[name].num_cpus,
-            num_gpus=sizes[name].num_gpus or None,
-            udf_modifying_row_count=False,
-        )
-    dataset = dataset.repartition(target_num_rows_per_block=plan.job.write.assets_per_part, strict=True).map_batches(
-        partial(stage_table, plan, ledger), batch_size=None, batch_format="pyarrow", num_cpus=sizes["write"].num_cpus
+        dataset = _with_step(dataset, name, (name, make, ledger), sizes[name], batches[name], job)
+    dataset = dataset.repartition(target_num_rows_per_block=job.write.assets_per_part, strict=True)
+    yield from _staged(plan, ledger, dataset, sizes["write"])
+
+
+def _videos_on_ray(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Iterator[StagedPart]:
+    import ray
+
+    sizes, job = pools(plan.job, ray.cluster_resources()), plan.job
+    context = ray.data.DataContext.get_current()
+    before, context.target_max_block_size = context.target_max_block_size, 1
+    try:  # every clip is a block of its own, handed on as soon as it is there; the dataset keeps a copy of the context
+        dataset = ray.data.from_arrow([to_table([sample]) for sample in samples])
+    finally:
+        context.target_max_block_size = before
+    dataset = _with_step(dataset, "clips", ("perceive", clip_step_factory(plan), ledger, plan.output), sizes["perceive"], 1, job)
+    dataset = _with_step(dataset, "describe", ("describe", step_factories(plan)["describe"], ledger), sizes["describe"], 1, job)
+    yield from _staged(plan, ledger, dataset, sizes["write"])
+
+
+def _with_step(dataset: Dataset, worker: str, arguments: tuple[Any, ...], pool: Pool, batch_size: int, job: Job) -> Dataset:
+    return dataset.map_batches(
+        _WORKERS[worker],
+        fn_constructor_args=arguments,
+        batch_size=batch_size,
+        batch_format="pyarrow",
+        compute=_strategy(pool, job.describe.concurrent_batches if worker == "describe" else 1),
+        num_cpus=pool.num_cpus,
+        num_gpus=pool.num_gpus or None,
+        udf_modifying_row_count=worker == "clips",
     )
+
+
+def _staged(plan: Plan, ledger: LedgerClient, dataset: Dataset, pool: Pool) -> Iterator[StagedPart]:
+    """The write step, block by block; only the small records of staged parts reach the driver."""
+    import ray
+
+    staged = dataset.map_batches(partial(stage_table, plan, ledger), batch_size=None, batch_format="pyarrow", num_cpus=pool.num_cpus)
     try:
-        for row in dataset.iter_rows():
+        for row in staged.iter_rows():
             yield pickle.loads(row["staged"])
     except ray.exceptions.RayError as error:
         raise ledger.ask("fatal") or ClusterError(f"Ray gave up: {error}. Rerun the same command to resume.") from error
@@ -199,16 +258,6 @@ def _strategy(pool: Pool, concurrent: int) -> ActorPoolStrategy:
         max_tasks_in_flight_per_actor=2 * concurrent,
         enable_true_multi_threading=concurrent > 1,
     )
-
-
-def _source(assets: list[tuple[int, Asset]], sizes: dict[str, Pool]) -> Dataset:
-    """One small block per chunk of assets: large enough to pay its scheduling, small enough that every worker gets some."""
-    import ray
-
-    workers = sum(pool.max_workers or 1 for pool in sizes.values())
-    rows = max(1, min(BLOCK_ROWS, math.ceil(len(assets) / (2 * workers))))
-    samples = (Sample(index, asset) for index, asset in assets)
-    return ray.data.from_arrow([to_table(chunk) for chunk in _chunks(samples, rows)])
 
 
 class _Worker:
@@ -237,14 +286,31 @@ class DescribeWorker(_Worker):
     """See DecodeWorker."""
 
 
-_WORKERS = {"decode": DecodeWorker, "perceive": PerceiveWorker, "describe": DescribeWorker}
+class ClipsWorker:
+    """The guarded perceive step of videos as Ray Data calls it: a video in, its clips out, one by one."""
+
+    def __init__(self, name: str, make_step: Callable[[], ClipStep], ledger: LedgerClient, output: str) -> None:
+        self._guarded = GuardedClips(name, make_step, ledger, output)
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """One table per clip."""
+        for sample in from_table(table):
+            for clip in self._guarded.clips(sample):
+                yield to_table([clip])
+
+    def __del__(self) -> None:
+        if hasattr(self, "_guarded"):
+            self._guarded.teardown()
+
+
+_WORKERS = {"decode": DecodeWorker, "perceive": PerceiveWorker, "clips": ClipsWorker, "describe": DescribeWorker}
 
 
 def stage_table(plan: Plan, ledger: LedgerClient, table: pa.Table) -> pa.Table:
     """The write step as Ray Data calls it: a table of finished samples in, one small record per staged part out."""
     chunks = split_suspects("write", ledger, from_table(table), plan.job.run.crash_tries)
     staged = [pickle.dumps(stage(plan, chunk)) for chunk in chunks]
-    ledger.tell("end", "write", [sample.asset.asset_id for chunk in chunks for sample in chunk])
+    ledger.tell("end", "write", [sample.work_id for chunk in chunks for sample in chunk])
     return pa.table({"staged": pa.array(staged, pa.large_binary())})
 
 

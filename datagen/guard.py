@@ -14,17 +14,19 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
 
 from datagen.errors import ClusterError, DatagenError, DecodeError, ModelOutputError, PromptError
 from datagen.faults import fault_point
-from datagen.records import Sample
-from datagen.write import open_store
+from datagen.records import Clip, ResumePoint, Sample, work_id_of
+from datagen.write import committed_clips, open_store
 
 logger = logging.getLogger(__name__)
 
 CRASHES = "_datagen/crashes.json"
+AnyStep = TypeVar("AnyStep", "Step", "ClipStep")
 ONE_SAMPLE = (DecodeError, PromptError, ModelOutputError)
 
 
@@ -44,6 +46,23 @@ class Step(Protocol):
 
     def teardown(self) -> None:
         """Let go of processes and memory. Called once, after the last batch."""
+
+
+class ClipStep(Protocol):
+    """A step that turns one sample of a video into samples of its clips. Lives like a Step.
+
+    `clips` goes on from `sample.resume`; the same sample gives the same clips, so that a retried worker can take over. The last one
+    has `clip.is_last`. An error about the video becomes a failed last clip; ModelLoadError, JobError and ClusterError stop the job.
+    """
+
+    def setup(self) -> None:
+        """Load what is heavy."""
+
+    def clips(self, sample: Sample) -> Iterator[Sample]:
+        """The clips of a video, each when it is done."""
+
+    def teardown(self) -> None:
+        """Let go of processes and memory."""
 
 
 class Ledger:
@@ -73,28 +92,28 @@ class Ledger:
         """The worker is up."""
         self._failed_setups[step] = 0
 
-    def begin(self, step: str, worker: str, asset_ids: list[str], alone: bool = False) -> dict[str, int]:
-        """`worker` is about to process these assets. Returns, for each suspect among them, how often it has killed a worker so far."""
+    def begin(self, step: str, worker: str, work_ids: list[str], alone: bool = False) -> dict[str, int]:
+        """`worker` is about to process these samples. Returns, for each suspect among them, how often it has killed a worker so far."""
         self._spans.setdefault(step, [time.time()] * 2)
-        for asset_id in asset_ids:
-            key = (step, asset_id)
+        for work_id in work_ids:
+            key = (step, work_id)
             if self._holder.get(key, worker) != worker:
                 self._suspects.add(key)
                 if key in self._alone:
-                    self._count_crash(step, asset_id)
+                    self._count_crash(step, work_id)
             self._holder[key] = worker
             (self._alone.add if alone else self._alone.discard)(key)
-        return {a: self._crashes.get(f"{step}/{a}", 0) for a in asset_ids if (step, a) in self._suspects or f"{step}/{a}" in self._crashes}
+        return {a: self._crashes.get(f"{step}/{a}", 0) for a in work_ids if (step, a) in self._suspects or f"{step}/{a}" in self._crashes}
 
-    def end(self, step: str, asset_ids: list[str]) -> None:
+    def end(self, step: str, work_ids: list[str]) -> None:
         """These assets went through."""
         self._spans[step][1] = time.time()
-        for asset_id in asset_ids:
-            self._holder.pop((step, asset_id), None)
-            self._alone.discard((step, asset_id))
+        for work_id in work_ids:
+            self._holder.pop((step, work_id), None)
+            self._alone.discard((step, work_id))
 
-    def _count_crash(self, step: str, asset_id: str) -> None:
-        key = f"{step}/{asset_id}"
+    def _count_crash(self, step: str, work_id: str) -> None:
+        key = f"{step}/{work_id}"
         self._crashes[key] = self._crashes.get(key, 0) + 1
         self.counters["crashes"] += 1
         self._store.write(CRASHES, json.dumps(self._crashes, indent=0, sort_keys=True).encode())
@@ -182,18 +201,30 @@ class RayLedger:
 def split_suspects(step: str, ledger: LedgerClient, samples: list[Sample], tries: int) -> list[list[Sample]]:
     """For a step that runs as a Ray task: the samples in the groups to process, suspects alone, those out of tries as failed rows."""
     worker = uuid.uuid4().hex
-    ids = [sample.asset.asset_id for sample in samples]
+    ids = [sample.work_id for sample in samples]
     suspects: dict[str, int] = ledger.ask("begin", step, worker, ids, len(ids) == 1)
     for sample in samples:
-        if suspects.get(sample.asset.asset_id, 0) >= tries and sample.failure is None:
-            _give_up(sample, step, suspects[sample.asset.asset_id])
-    calm = [sample for sample in samples if sample.asset.asset_id not in suspects]
-    return [group for group in (calm, *([sample] for sample in samples if sample.asset.asset_id in suspects)) if group]
+        if suspects.get(sample.work_id, 0) >= tries and sample.failure is None:
+            _give_up(sample, step, suspects[sample.work_id])
+    calm = [sample for sample in samples if sample.work_id not in suspects]
+    return [group for group in (calm, *([sample] for sample in samples if sample.work_id in suspects)) if group]
 
 
 def _give_up(sample: Sample, step: str, crashes: int) -> None:
     sample.attempts = crashes
     sample.fail(f"{step}_crashed", f"this asset killed the {step} worker {crashes} times; it is left out")
+
+
+def _set_up(name: str, make_step: Callable[[], AnyStep], ledger: LedgerClient) -> AnyStep:
+    ledger.ask("begin_setup", name)
+    try:
+        step = make_step()
+        step.setup()
+    except DatagenError as error:
+        ledger.ask("stop", error)
+        raise
+    ledger.ask("end_setup", name)
+    return step
 
 
 class Guarded:
@@ -204,30 +235,24 @@ class Guarded:
         self._ledger = ledger
         self._worker = uuid.uuid4().hex
         self._one_at_a_time = threading.Lock()
-        ledger.ask("begin_setup", name)
-        try:
-            self._step = make_step()
-            self._step.setup()
-        except DatagenError as error:
-            ledger.ask("stop", error)
-            raise
+        self._step = _set_up(name, make_step, ledger)
         self._tries: int = ledger.ask("tries")
-        ledger.ask("end_setup", name)
 
     def process(self, samples: list[Sample]) -> list[Sample]:
         """Process a batch; suspects in it go through alone, the ones that used up their tries become failed rows."""
-        live = [s.asset.asset_id for s in samples if s.failure is None]
+        live = [s.work_id for s in samples if s.failure is None]
         suspects: dict[str, int] = self._ledger.ask("begin", self._name, self._worker, live, len(live) == 1) if live else {}
-        calm = [s for s in samples if s.asset.asset_id not in suspects]
+        calm = [s for s in samples if s.work_id not in suspects]
         try:
             self._run(calm)
             for sample in samples:
-                if sample.asset.asset_id in suspects:
-                    self._run_suspect(sample, suspects[sample.asset.asset_id])
+                if sample.work_id in suspects:
+                    self._run_suspect(sample, suspects[sample.work_id])
         except DatagenError as error:
             self._ledger.ask("stop", error)
             raise
-        self._ledger.tell("end", self._name, live)
+        if live:
+            self._ledger.tell("end", self._name, live)
         self._report(samples)
         return samples
 
@@ -267,21 +292,78 @@ class Guarded:
             _give_up(sample, self._name, crashes)
             return
         with self._one_at_a_time:
-            crashes = self._ledger.ask("begin", self._name, self._worker, [sample.asset.asset_id], True).get(sample.asset.asset_id, crashes)
+            crashes = self._ledger.ask("begin", self._name, self._worker, [sample.work_id], True).get(sample.work_id, crashes)
             sample.attempts = max(sample.attempts, crashes + 1)
             self._run([sample])
-            self._ledger.ask("end", self._name, [sample.asset.asset_id])
+            self._ledger.ask("end", self._name, [sample.work_id])
 
     def _report(self, samples: list[Sample]) -> None:
-        counts: Counter[str] = Counter({self._name: len(samples)})
+        num_clips = sum(s.clip is not None for s in samples)
+        counts: Counter[str] = Counter({self._name: len(samples) - num_clips, "clips": num_clips})
         if self._name == "perceive":
             counts["regions_found"] = sum(len(s.regions) for s in samples)
         if self._name == "describe":
             counts["regions"] = sum(len(s.regions) for s in samples)
+            counts["tracks"] = sum(len(s.tracks) for s in samples)
             counts["failed"] = sum(s.failure is not None for s in samples)
             for sample in samples:
                 counts.update(sample.usage)
-        self._ledger.tell("count", dict(counts))
+        self._ledger.tell("count", dict(+counts))
+
+    def teardown(self) -> None:
+        """Let go of the step's resources."""
+        self._step.teardown()
+
+
+class GuardedClips:
+    """A ClipStep inside a worker, guarded: a clip that kills its worker is tried again, then fails, and ends its video."""
+
+    def __init__(self, name: str, make_step: Callable[[], ClipStep], ledger: LedgerClient, output: str) -> None:
+        self._name = name
+        self._ledger = ledger
+        self._worker = uuid.uuid4().hex
+        self._store = open_store(output)
+        self._step = _set_up(name, make_step, ledger)
+        self._tries: int = ledger.ask("tries")
+
+    def clips(self, sample: Sample) -> Iterator[Sample]:
+        """The clips of a video from `sample.resume` on.
+
+        When Ray calls again because a worker died, it has the clips that came before and skips as many. So those that were committed
+        meanwhile are not made again: an empty sample, which nobody will look at, stands for each.
+        """
+        resume = sample.resume or ResumePoint(0, 0.0, 0, [])
+        for clip in committed_clips(self._store, sample.asset.asset_id, resume.clip_index):
+            yield replace(sample, clip=clip, resume=None)
+            if clip.is_last:
+                return
+            resume = ResumePoint(clip.clip_index + 1, clip.end_s, max(resume.next_track, clip.next_track), clip.handovers)
+        try:
+            yield from self._clips(replace(sample, resume=resume), resume)
+        except DatagenError as error:
+            self._ledger.ask("stop", error)
+            raise
+
+    def _clips(self, sample: Sample, resume: ResumePoint) -> Iterator[Sample]:
+        clips = self._step.clips(sample)
+        index, start_s = resume.clip_index, resume.start_s
+        while True:
+            key = work_id_of(sample.asset.asset_id, index)
+            crashes: int = self._ledger.ask("begin", self._name, self._worker, [key], True).get(key, 0)
+            if crashes >= self._tries:
+                lost = replace(sample, clip=Clip(index, start_s, start_s, 0, is_last=True), resume=None)
+                _give_up(lost, self._name, crashes)
+                yield lost
+                return
+            fault_point(f"worker.{self._name}", f"{sample.asset.uri}#clip={index};")
+            done = next(clips, None)
+            self._ledger.tell("end", self._name, [key])
+            if done is None or done.clip is None:
+                return
+            done.attempts = max(done.attempts, crashes + 1)
+            self._ledger.tell("count", {"clips_tracked": 1})
+            yield done
+            index, start_s = index + 1, done.clip.end_s
 
     def teardown(self) -> None:
         """Let go of the step's resources."""

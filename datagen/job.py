@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -17,6 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from datagen.errors import JobError
 from datagen.records import LANGUAGES, TASKS, Language, Task
+
+# Options outside pools that decide how fast a row is made, and where, but not what it says.
+_RESOURCES = {
+    *("decode.timeout_s", "decode.prefetch_frames", "decode.video_threads", "decode.batch_size"),
+    *("perceive.batch_size", "perceive.prompts_per_call", "perceive.device", "perceive.fake_delay_s"),
+    *("perceive.everything.points_per_call", "perceive.track.objects_per_call"),
+    *("describe.batch_size", "describe.concurrent_batches", "describe.max_num_seqs", "describe.device", "describe.fake_delay_s"),
+    *("describe.gpu_memory_fraction", "describe.cpu_kv_cache_gib", "describe.enforce_eager"),
+}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -64,7 +73,9 @@ class SourceOptions(Options):
     media_root: str | None = Field(
         None, description="folder that relative URIs of a manifest or COCO file start from; left out: beside that file"
     )
-    media: Literal["image", "video"] = Field("image", description="what is listed from a folder; the other kind is skipped and counted")
+    media: Literal["image", "video", "any"] = Field(
+        "image", description="what is listed from a folder; the other kind is skipped and counted"
+    )
     coco_prompt: Literal["box", "mask"] = Field("box", description="which part of a COCO annotation becomes the prompt")
     reprocess_changed: bool = Field(False, description="count a file whose size or time changed as a new asset")
 
@@ -108,6 +119,9 @@ class TrackOptions(Options):
     objects_per_call: Positive = Field(16, description="objects that share a call of memory attention and mask decoder")
     backward: bool = Field(True, description="also follow an object through the frames before its first prompt")
     handover: Literal["box", "mask", "box+mask"] = Field("box+mask", description="what of an object's last mask asks the next clip for it")
+    find_at: Fraction = Field(
+        0.0, description="without prompts, where in each clip new objects are looked for: 0 its first frame, 1 its last"
+    )
     segment_frames: int | None = Field(None, ge=1, description="stream: sampled frames per segment, each captioned after the one before")
 
 
@@ -218,11 +232,23 @@ class Job(Options):
     output: str | None = Field(None, description="dataset folder")
 
     def hash(self) -> str:
-        """16 hex digits of what determines the rows: model, decode, perceive, describe and assemble, without resources."""
-        parts = self.model_dump(mode="json", include={"model", "decode", "perceive", "describe", "assemble"})
-        for step in ("decode", "perceive", "describe"):
-            parts[step].pop("pool", None)
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        """16 hex digits of the options that determine the rows: two jobs with the same hash make the same rows."""
+        options = row_options(self.model_dump(mode="json"))
+        return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def row_options(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Path -> value of the options that determine the rows, without resources, of a job as run records hold it."""
+    groups = {group: job.get(group, {}) for group in ("model", "decode", "perceive", "describe", "assemble")}
+    return {path: value for path, value in _leaves(groups) if path not in _RESOURCES and ".pool." not in path}
+
+
+def _leaves(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def load_job(path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Job:
@@ -299,7 +325,7 @@ def job_schema() -> dict[str, Any]:
     return Job.model_json_schema()
 
 
-__all__ = ["LANGUAGES", "TASKS", "Job", "job_schema", "load_job", "parse_job"]
+__all__ = ["LANGUAGES", "TASKS", "Job", "job_schema", "load_job", "parse_job", "row_options"]
 
 
 if __name__ == "__main__":

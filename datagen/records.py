@@ -116,11 +116,30 @@ class ClipSpan:
     clip_index: int
     start_s: float
     end_s: float
+    is_last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SpanPlan:
+    """Which frames of a span will be sampled, known before one is decoded.
+
+    The span holds the frames [first_frame, end_frame) of the video. sampled: (frame_index, timestamp_s) of those that are wanted, in
+    order, as in DecodedFrame; a damaged one may not decode.
+    """
+
+    first_frame: int
+    end_frame: int
+    sampled: list[tuple[int, float]]
 
 
 def clip_id_of(asset_id: str, clip_index: int) -> str:
     """The id of a clip of a video."""
     return f"{asset_id}-{clip_index:05d}"
+
+
+def work_id_of(asset_id: str, clip_index: int | None) -> str:
+    """What crashes are counted against: an image, or one clip of a video."""
+    return asset_id if clip_index is None else clip_id_of(asset_id, clip_index)
 
 
 def track_id_of(asset_id: str, number: int) -> str:
@@ -189,7 +208,9 @@ class Frame(NamedTuple):
 
 @dataclass(slots=True)
 class TrackFrame:
-    """One object in one frame of a clip. mask and box_xyxy are None where it is not seen: object_score <= 0, or no pixel is left.
+    """One object in one frame, whose number within the clip becomes that within the video once the clip is done.
+
+    mask and box_xyxy are None where it is not seen: object_score <= 0, or no pixel is left.
 
     object_score is a logit, predicted_iou in [0, 1]; +10 and 1 where the prompt was a mask, which is then the answer itself.
     """
@@ -326,6 +347,11 @@ class Sample:
         self.failure = Failure(code=code, message=message)
         self.pixels = self.tokens = None
         self.regions, self.tracks = [], []
+
+    @property
+    def work_id(self) -> str:
+        """See work_id_of."""
+        return work_id_of(self.asset.asset_id, None if self.clip is None else self.clip.clip_index)
 
     @property
     def status(self) -> Literal["ok", "empty", "failed"]:

@@ -1,7 +1,6 @@
-"""One run of a job, as the driver sees it: lease, sweep, list, leave out what is done, stream, publish, record.
+"""One run of a job, as the driver sees it: lease, sweep, list, leave out what is done, stream, commit, record.
 
-Only this process publishes parts; workers stage them. Every listed asset has an index, and the driver ticks each index off
-exactly once, so a lost or doubled asset is an error on the spot and not a surprise in the dataset.
+Only this process publishes parts (commit.py); workers stage them.
 """
 
 from __future__ import annotations
@@ -10,28 +9,30 @@ import logging
 import math
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datagen import graph
+from datagen.commit import Committer
 from datagen.errors import ClusterError, JobError
 from datagen.guard import CRASHES, LedgerClient
 from datagen.job import Job
-from datagen.records import Asset
+from datagen.records import Asset, Sample
 from datagen.sources import open_source
+from datagen.summary import RunSummary
 from datagen.write import (
     DoneSet,
     RunRecord,
-    StagedPart,
     Store,
+    VideoProgress,
     done_assets,
     open_store,
+    other_options,
     prepare_output,
-    publish_part,
+    resume_videos,
     sweep,
     weight_hashes,
     write_card,
@@ -43,71 +44,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FAKE_IMAGE_SIZE = 64
+VIDEOS_PER_WAVE = 4096  # each is handed to Ray on its own
 POLL_S = 0.5
-Progress = Callable[["RunSummary"], None]
+CACHED_MIN = 0.85  # of what could be shared; blocks that a prefix fills only in part are never cached
+Progress = Callable[[RunSummary], None]
 Screen = Callable[[Path], AbstractContextManager[Progress]]
-
-
-@dataclass
-class RunSummary:
-    """What a run has done so far. `listed` counts assets of the input, `done_before` those that earlier runs committed."""
-
-    run_id: str
-    output: str
-    listed: int = 0
-    done_before: int = 0
-    repeated: int = 0
-    todo: int = 0
-    parts: int = 0
-    statuses: Counter[str] = field(default_factory=Counter)
-    failures: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-    usage: Counter[str] = field(default_factory=Counter)
-    regions: int = 0
-    seconds: float = 0.0
-    interrupted: bool = False
-    counters: dict[str, int] = field(default_factory=dict)
-    spans: dict[str, list[float]] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    def add(self, part: StagedPart) -> None:
-        """Count a published part."""
-        self.parts += 1
-        self.regions += part.num_regions
-        self.statuses.update(part.statuses)
-        self.failures.update(part.failures)
-        self.dropped.update(part.dropped)
-        self.usage.update(part.usage)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
-
-
-class _Tally:
-    """Ticks off asset indices, one bit each."""
-
-    def __init__(self) -> None:
-        self._bits = bytearray()
-        self._open = 0
-
-    def expect(self, index: int) -> None:
-        if index // 8 >= len(self._bits):
-            self._bits.extend(bytes(4096))
-        self._bits[index // 8] |= 1 << index % 8
-        self._open += 1
-
-    def tick(self, indices: list[int]) -> None:
-        for index in indices:
-            if index // 8 >= len(self._bits) or not self._bits[index // 8] >> index % 8 & 1:
-                raise ClusterError(f"asset number {index} came back twice; nothing of that part was published. Please report this.")
-        for index in indices:
-            self._bits[index // 8] &= ~(1 << index % 8)
-        self._open -= len(indices)
-
-    @property
-    def still_open(self) -> int:
-        return self._open
 
 
 @contextmanager
@@ -132,8 +73,11 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -
     with store.lease({"run_id": record.run_id, "job": job.name, "input": source_input}):
         prepare_output(store, job)
         removed = sweep(store)
-        todo = _todo(source, done_assets(store), summary, limit)
+        done, videos = resume_videos(store, job.write)
+        todo = _todo(source, done, summary, limit)
+        summary.warnings = _continued(store, job)
         first = next(todo, None)
+        summary.skipped = source.skipped
         if first is None:
             return summary
         with screen(default_log_path(output, record.run_id)) as progress:
@@ -141,28 +85,40 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -
             image_size = _note_model(record, job, model)
             record.write(store, status="running")
             plan = graph.Plan(job, output, record.run_id, image_size)
-            _stream(plan, store, _push_back(first, todo), summary, record, progress)
+            committer = Committer(store, videos, job.write, summary)
+            _stream(plan, store, _expected(chain([first], todo), committer, videos), committer, summary, record, progress)
     return summary
 
 
 def _stream(
-    plan: graph.Plan, store: Store, todo: Iterator[tuple[int, Asset]], summary: RunSummary, record: RunRecord, progress: Progress
+    plan: graph.Plan,
+    store: Store,
+    todo: Iterator[Sample],
+    committer: Committer,
+    summary: RunSummary,
+    record: RunRecord,
+    progress: Progress,
 ) -> None:
-    """Publish parts as they come; whatever ends the run, the record says how far it came."""
+    """Commit parts as they come; whatever ends the run, the record says how far it came."""
     started = time.monotonic()
     status = "failed"
     try:
         with graph.started(plan) as ledger, _polling(ledger, summary, progress):
-            for part in _parts(plan, ledger, todo):
-                publish_part(store, part)
-                summary.add(part)
+            for images, videos in _waves(todo, plan.job.run.assets_per_wave):
+                for part in graph.run_images(plan, ledger, images) if images else ():
+                    committer.images(part)
+                for part in graph.run_videos(plan, ledger, videos) if videos else ():
+                    committer.clip(part)
+                committer.videos()
+            committer.close()
         status = "finished"
         store.delete(CRASHES)
     except KeyboardInterrupt:
         status, summary.interrupted = "interrupted", True
+        committer.videos()
     finally:
         summary.seconds = time.monotonic() - started
-        summary.warnings = _warnings(plan.job, summary)
+        summary.warnings += _warnings(plan.job, summary)
         record.write(store, status=status, summary=summary.to_dict())
         write_card(store, plan.job)
         store.delete_tree(f"_staging/{record.run_id}")
@@ -197,8 +153,8 @@ def plan_job(job: Job) -> dict[str, Any]:
     """List the input against the output, and say which workers a run would start on this machine or cluster. Writes nothing."""
     source_input, output = _required(job)
     summary = RunSummary(run_id="", output=output)
-    done = done_assets(open_store(output))
-    for _ in _todo(open_source(job.source), done, summary, None):
+    store = open_store(output)
+    for _ in _todo(open_source(job.source), done_assets(store), summary, None):
         pass
     workers = graph.pools(job, graph.resources(job))
     return {
@@ -209,6 +165,7 @@ def plan_job(job: Job) -> dict[str, Any]:
         "left": summary.todo,
         "parts": math.ceil(summary.todo / job.write.assets_per_part),
         "workers": {step: pool.model_dump() for step, pool in workers.items()},
+        "warnings": _continued(store, job),
     }
 
 
@@ -235,7 +192,7 @@ def _note_model(record: RunRecord, job: Job, model: ModelFiles | None) -> int:
         record.model = {"checkpoint": "fake"}
         return FAKE_IMAGE_SIZE
     from datagen.describe.prompter import asked_keys
-    from datagen.pam.prompts import image_prompt
+    from datagen.pam.prompts import image_prompt, video_prompt
     from datagen.pam.segmenter import model_config
 
     record.model = {
@@ -247,6 +204,7 @@ def _note_model(record: RunRecord, job: Job, model: ModelFiles | None) -> int:
         "sha256": weight_hashes(model.weight_files()),
     }
     record.prompts = {f"{task}_{language}": image_prompt(task, language) for task, language in asked_keys(job.describe)}
+    record.prompts |= {f"event_{language}": video_prompt(language, None) for language in job.describe.languages}
     return int(model_config(model.sam2_config)["image_size"])
 
 
@@ -274,56 +232,51 @@ def _is_hex(text: str) -> bool:
     return len(text) % 2 == 0 and all(c in "0123456789abcdef" for c in text)
 
 
-def _push_back(first: tuple[int, Asset], rest: Iterator[tuple[int, Asset]]) -> Iterator[tuple[int, Asset]]:
-    yield first
-    yield from rest
+def _expected(todo: Iterable[tuple[int, Asset]], committer: Committer, videos: VideoProgress) -> Iterator[Sample]:
+    """The samples to start with; a video goes on behind the clips that it has."""
+    for index, asset in todo:
+        committer.expect(index)
+        yield Sample(index, asset, resume=videos.resume_point(asset.asset_id) if asset.media_type == "video" else None)
 
 
-def _parts(plan: graph.Plan, ledger: LedgerClient, todo: Iterator[tuple[int, Asset]]) -> Iterator[StagedPart]:
-    """Staged parts of the whole listing, wave by wave, each asset checked off once."""
-    tally = _Tally()
-
-    def expected() -> Iterator[tuple[int, Asset]]:
-        for index, asset in todo:
-            tally.expect(index)
-            yield index, asset
-
-    for wave in _waves(expected(), plan.job.run.assets_per_wave):
-        for part in graph.run(plan, ledger, wave):
-            tally.tick(part.indices)
-            yield part
-    if tally.still_open:
-        raise ClusterError(
-            f"{tally.still_open} assets did not come back from the workers. Rerun the same command: only they are done again."
-        )
-
-
-def _waves(todo: Iterator[tuple[int, Asset]], size: int) -> Iterator[list[tuple[int, Asset]]]:
-    wave: list[tuple[int, Asset]] = []
-    for item in todo:
-        wave.append(item)
-        if len(wave) == size:
-            yield wave
-            wave = []
-    if wave:
-        yield wave
+def _waves(todo: Iterator[Sample], size: int) -> Iterator[tuple[list[Sample], list[Sample]]]:
+    """Images and videos, in the order of the listing, at most `size` images or VIDEOS_PER_WAVE videos at a time."""
+    images: list[Sample] = []
+    videos: list[Sample] = []
+    for sample in todo:
+        (videos if sample.asset.media_type == "video" else images).append(sample)
+        if len(images) == size or len(videos) == VIDEOS_PER_WAVE:
+            yield images, videos
+            images, videos = [], []
+    if images or videos:
+        yield images, videos
 
 
 def _warnings(job: Job, summary: RunSummary) -> list[str]:
     """What a person should look at: a prefix cache that does not work, too many failures."""
     warnings = []
-    tasks = len(job.describe.tasks) * len(job.describe.languages)
-    prompt, cached = summary.usage["prompt_tokens"], summary.usage["cached_tokens"]
-    implied = (tasks - 1) / tasks
-    if job.describe.engine == "vllm" and prompt and cached / prompt < 0.85 * implied:
+    shareable, cached = summary.usage["shareable_tokens"], summary.usage["cached_tokens"]
+    if job.describe.engine == "vllm" and cached < CACHED_MIN * shareable:
         warnings.append(
-            f"only {cached / prompt:.0%} of prompt tokens came from the prefix cache; {tasks} tasks per region imply about {implied:.0%}. "
-            "The KV cache may be too small for what is in flight: raise describe.gpu_memory_fraction or cpu_kv_cache_gib, "
-            "or lower describe.max_num_seqs."
+            f"only {cached / shareable:.0%} of the prompt tokens that tasks share came from the prefix cache. The KV cache may be too "
+            "small for what is in flight: raise describe.gpu_memory_fraction or cpu_kv_cache_gib, or lower describe.max_num_seqs."
         )
     if summary.repeated:
         warnings.append(f"{summary.repeated} input rows repeat an asset already listed; each asset was done once")
     return warnings
+
+
+def _continued(store: Store, job: Job) -> list[str]:
+    """Said to whoever goes on with a dataset under other options: it is allowed, but its rows are then not all of one kind."""
+    runs = other_options(store, job)
+    if not runs:
+        return []
+    paths = sorted({path for paths in runs.values() for path in paths})
+    who = next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs, the first {next(iter(runs))}"
+    return [
+        f"rows made earlier (by {who}) stay as they are, but this job differs in {', '.join(paths)}. "
+        "For a corpus made with one set of options choose a new --output."
+    ]
 
 
 def default_log_path(output: str, run_id: str) -> Path:

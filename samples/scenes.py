@@ -121,11 +121,14 @@ Window = tuple[slice, slice]
 
 
 def covered_part(shape: Shape, width: int, height: int) -> tuple[Window, np.ndarray]:
-    """The window (rows, columns) of the picture around the shape, and how much of each of its pixels the shape covers, 0..1."""
+    """The window (rows, columns) of the picture around the shape, and how much of each of its pixels the shape covers, 0..1.
+
+    The window of a shape outside the picture is empty.
+    """
     (x, y), reach = shape.center, shape.radius + 1
     window = (
-        slice(max(0, int(y - reach)), min(height, math.ceil(y + reach))),
-        slice(max(0, int(x - reach)), min(width, math.ceil(x + reach))),
+        slice(min(max(0, int(y - reach)), height), max(0, min(height, math.ceil(y + reach)))),
+        slice(min(max(0, int(x - reach)), width), max(0, min(width, math.ceil(x + reach)))),
     )
     inside = KINDS[shape.kind][2](*_own_coordinates(shape, window, _SUPERSAMPLING))
     rows, columns = (side // _SUPERSAMPLING for side in inside.shape)

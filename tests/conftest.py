@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 from describe_helpers import golden_job
+from hypothesis import settings
 
 from datagen.describe.step import DescribeStep
+
+# How long an example takes says something about the machine and its neighbours; pytest-timeout ends what hangs.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 
 @pytest.fixture(scope="session")

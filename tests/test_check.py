@@ -9,16 +9,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from corpora import make_sample, mixed_parts, write_dataset
+from damage import change_row, part_file, rewrite, with_column
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from datagen.check import check_dataset
-from datagen.check_rows import rle_runs
 from datagen.errors import SourceError
-from datagen.job import WriteOptions
+from datagen.masks import rle_runs
 from datagen.write import part_id_of
-from datagen.write.parts import parquet_bytes
 
 LISTED = [sample.asset.asset_id for part in mixed_parts() for sample in part]
 PART_OK = part_id_of(sample.asset.asset_id for sample in mixed_parts()[1])
@@ -36,27 +35,7 @@ def codes(root, **options):
 
 
 def part(root, table, part_id=PART_OK):
-    return root / table / f"part-{part_id}.parquet"
-
-
-def rewrite(path, change):
-    """Put `change(table)` in the place of a part."""
-    path.write_bytes(parquet_bytes(change(pq.read_table(path)), WriteOptions()))
-
-
-def with_column(table, name, values):
-    index = table.schema.get_field_index(name)
-    return table.set_column(index, table.schema.field(name), pa.array(values, table.schema.field(name).type))
-
-
-def change_first(name, make):
-    """A change of the first row's value in a column."""
-
-    def change(table):
-        values = table[name].to_pylist()
-        return with_column(table, name, [make(values[0]), *values[1:]])
-
-    return change
+    return part_file(root, table, part_id)
 
 
 def test_a_sound_dataset_passes(root):
@@ -196,7 +175,7 @@ def test_another_schema_is_told_apart(root, change, said):
     ],
 )
 def test_a_changed_value_is_found(root, table, column, make, code):
-    rewrite(part(root, table), change_first(column, make))
+    rewrite(part(root, table), change_row(column, make))
     assert code in codes(root)
 
 
@@ -208,9 +187,9 @@ def test_a_failed_row_needs_a_code_and_a_message(root, column):
 
 def test_a_failed_row_has_no_regions(root):
     def fail_first(table):
-        table = change_first("status", lambda _: "failed")(table)
-        table = change_first("error_code", lambda _: "x")(table)
-        return change_first("error_message", lambda _: "x")(table)
+        table = change_row("status", lambda _: "failed")(table)
+        table = change_row("error_code", lambda _: "x")(table)
+        return change_row("error_message", lambda _: "x")(table)
 
     rewrite(part(root, "assets"), fail_first)
     assert codes(root) == {"status": 1}
@@ -223,7 +202,7 @@ def test_a_row_twice_in_a_part_is_found(root, table):
 
 
 def test_masks_are_decoded_only_when_asked_deep(root):
-    rewrite(part(root, "regions"), change_first("area_px", lambda n: n + 1))
+    rewrite(part(root, "regions"), change_row("area_px", lambda n: n + 1))
     assert codes(root, deep=False) == {}
     assert codes(root) == {"area": 1}
 
@@ -244,7 +223,7 @@ def test_the_marker_and_the_run_record_are_needed(root):
 
 
 def test_many_violations_are_all_counted_and_the_first_listed(root, monkeypatch):
-    monkeypatch.setattr("datagen.check.MAX_LISTED", 5)
+    monkeypatch.setattr("datagen.check.report.MAX_LISTED", 5)
     rewrite(part(root, "regions"), lambda t: with_column(t, "area_px", [1] * t.num_rows))
     report = check_dataset(str(root))
     assert report.by_code == {"area": 9}

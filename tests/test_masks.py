@@ -102,7 +102,7 @@ def test_polygons_are_filled_and_merged():
         ("abc", "list of polygons"),
         ({"size": [5, 5], "counts": [25]}, "image of 5 x 5"),
         ({"size": [4, 4], "counts": [20]}, "add up to 20"),
-        ({"size": [4, 4], "counts": ""}, "add up to 0"),
+        ({"size": [4, 4], "counts": ""}, "no compressed run-length string"),
     ],
 )
 def test_other_segmentations_are_refused(segmentation, message):

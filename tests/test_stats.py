@@ -1,10 +1,9 @@
 import json
 
 import pytest
-from corpora import make_sample, mixed_parts, write_dataset
+from corpora import make_sample, mixed_clips, mixed_parts, write_dataset
 from rich.console import Console
 
-from datagen import stats
 from datagen.errors import SourceError
 from datagen.records import Text
 from datagen.stats import dataset_stats, render_stats
@@ -43,6 +42,7 @@ def test_runs_have_rates(root):
     assert (run["assets"], run["regions"], run["seconds"]) == (4, 10, 2.0)
     assert (run["assets_per_s"], run["regions_per_s"], run["output_tokens_per_s"]) == (2.0, 5.0, 25.0)
     assert run["cached_share"] is None
+    assert "trk/s" not in text_of(dataset_stats(str(root)))
 
 
 def test_uncommitted_regions_do_not_count(root):
@@ -65,7 +65,7 @@ def test_labels_of_one_name_are_counted_together_and_few_are_listed(tmp_path):
 
 
 def test_rare_labels_are_forgotten_before_memory_is(root, monkeypatch):
-    monkeypatch.setattr(stats, "_LABELS_KEPT", 2)
+    monkeypatch.setattr("datagen.stats.dataset._LABELS_KEPT", 2)
     found = dataset_stats(str(root))
     assert found["labels_approximate"] is True
     assert len(found["labels"]["en"]) <= 2
@@ -98,3 +98,90 @@ def test_what_cannot_be_read_is_an_error(root, tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(SourceError, match=f"{path.name} cannot be read.*datagen check"):
         dataset_stats(str(root))
+
+
+# --- videos ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    root = tmp_path_factory.mktemp("films")
+    write_dataset(root, mixed_parts(), mixed_clips())
+    return root
+
+
+def test_counts_of_videos_stand_beside_those_of_images(films, root):
+    found, images = dataset_stats(str(films)), dataset_stats(str(root))
+    assert images["videos"] == {}
+    for name in ("num_regions", "regions_per_asset", "labels", "texts", "dropped", "flags"):
+        assert found[name] == images[name], name
+    assert (found["num_assets"], found["num_parts"]) == (13, 15)
+    assert found["statuses"] == {"ok": 9, "empty": 2, "failed": 2}
+    assert found["failures"] == {"decode_truncated": 1, "corrupt": 1}
+    json.dumps(found)
+
+
+def test_counts_of_videos(films):
+    videos = dataset_stats(str(films))["videos"]
+    assert (videos["num_videos"], videos["num_unfinished"], videos["num_clips"]) == (4, 1, 11)
+    assert videos["statuses"] == {"ok": 2, "empty": 1, "failed": 1}
+    assert videos["failures"] == {"corrupt": 1}
+    assert videos["clip_statuses"] == {"ok": 7, "empty": 3, "failed": 1}
+    assert videos["hours"] == round(10 * 2 / 3600, 4)
+    assert videos["clip_seconds"] == {"mean": 2.0, "p50": 2.0, "p90": 2.0, "max": 2.0}
+    assert (videos["num_tracks"], videos["num_objects"], videos["num_events"]) == (11, 3 + 1 + 2, 22)
+    assert videos["tracks_per_clip"] == {"mean": 1.1, "p50": 1, "p90": 2, "max": 3}
+    assert videos["events_per_track"] == {"mean": 2.0, "p50": 2, "p90": 2, "max": 2}
+    assert videos["visible_share"] == 0.75
+    assert videos["dropped"] == {"already_followed": 10}
+    assert videos["flags"] == {"truncated:event_en": 11}
+    english = {"count": 22, "mean_characters": 21.0, "lengths": {"5-9": 22}, "finish": {"stop": 11, "length": 11}}
+    assert videos["texts"] == {
+        "event_en": english,
+        "event_zh": {"count": 11, "mean_characters": 3.0, "lengths": {"1-4": 11}, "finish": {"stop": 11}},
+    }
+
+
+def test_the_tables_show_the_numbers_of_videos(films):
+    shown = text_of(dataset_stats(str(films)))
+    words = ("finished videos", "hours in clips", "0.0056", "tracks per clip, mean", "0.75", "corrupt", "already_followed")
+    for word in (*words, "truncated:event_en", "Length of event_en, words", "Length of event_zh, characters"):
+        assert word in shown, word
+    lines = [line.split() for line in shown.splitlines()]
+    assert [line[1] for line in lines if line[:1] == ["ok"]] == ["9", "2", "7"]
+
+
+def test_runs_of_videos_have_their_rates(tmp_path):
+    store = write_dataset(tmp_path, [], mixed_clips()[:3])
+    (path,) = (tmp_path / "_datagen" / "runs").iterdir()
+    record = json.loads(path.read_text())
+    record["summary"] |= {"clips": 3, "tracks": 6}
+    path.write_text(json.dumps(record))
+    found = dataset_stats(store.uri)
+    (run,) = found["runs"]
+    assert (run["clips"], run["tracks"], run["tracks_per_s"]) == (3, 6, 3.0)
+    assert "trk/s" in text_of(found)
+
+
+def test_uncommitted_tracks_do_not_count(tmp_path):
+    write_dataset(tmp_path, [], mixed_clips()[:3])
+    before = dataset_stats(str(tmp_path))["videos"]
+    next((tmp_path / "clips").iterdir()).unlink()
+    videos = dataset_stats(str(tmp_path))["videos"]
+    assert videos["num_clips"] == before["num_clips"] - 1 == 2
+    assert videos["num_tracks"] < before["num_tracks"]
+
+
+def test_a_dataset_of_unfinished_videos_has_stats(tmp_path):
+    write_dataset(tmp_path, [], mixed_clips()[-2:])
+    found = dataset_stats(str(tmp_path))
+    assert (found["num_assets"], found["videos"]["num_unfinished"], found["videos"]["num_tracks"]) == (0, 1, 2)
+    assert "tracks per clip, mean" in text_of(found)
+
+
+def test_clips_that_cannot_be_read_are_an_error(tmp_path):
+    write_dataset(tmp_path, [], mixed_clips()[:1])
+    (path,) = (tmp_path / "tracks").iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(SourceError, match=f"{path.name} cannot be read"):
+        dataset_stats(str(tmp_path))

@@ -1,7 +1,8 @@
 """Decode: files to pixels, in a child process that may die or hang without harm.
 
-Failure codes, all in the `error_code` column: `missing_file`, `unreadable`, `empty_file`, `not_an_image`, `truncated`, `corrupt`,
-`bomb`, `unsupported_media`, `out_of_memory`, `decoder_crashed`, `decode_timeout`.
+Failure codes, all in the `error_code` column: `missing_file`, `unreadable`, `empty_file`, `not_an_image`, `not_a_video`, `truncated`,
+`corrupt`, `no_video_stream`, `no_frames`, `unsupported_codec`, `unsupported_media`, `bomb`, `out_of_memory`, `decoder_crashed`,
+`decode_timeout`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from datagen.decode.reader import VideoReader
     from datagen.guard import Step
     from datagen.job import Job
 
@@ -18,3 +20,10 @@ def make_decode_step(job: Job, image_size: int) -> Step:
     from datagen.decode.step import DecodeStep
 
     return DecodeStep(job.decode, image_size)
+
+
+def make_video_reader(job: Job, image_size: int) -> VideoReader:
+    """What reads videos for the perceive step, in a child process of its worker. image_size: as for make_decode_step."""
+    from datagen.decode.reader import VideoReader
+
+    return VideoReader(job.decode, image_size)

@@ -12,6 +12,7 @@ _EBML = b"\x1aE\xdf\xa3"
 _SEGMENT = b"\x18S\x80g"
 _ISO_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp"})
 _ASF = bytes.fromhex("3026b2758e66cf11")
+_TS_PACKET_BYTES = 188
 _HEAD_BYTES = 512
 
 
@@ -21,7 +22,7 @@ def claimed_container(head: bytes) -> str | None:
         return "mp4"
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "avi"
-    if head[:1] == b"\x47" and head[188:189] in (b"\x47", b""):
+    if len(head) >= _TS_PACKET_BYTES and head[::_TS_PACKET_BYTES].strip(b"\x47") == b"":
         return "mpegts"
     magic = ((_EBML, "matroska"), (b"\x00\x00\x01\xba", "mpeg"), (_ASF, "asf"), (b"FLV", "flv"))
     return next((name for start, name in magic if head.startswith(start)), None)

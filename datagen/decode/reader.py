@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +14,8 @@ import numpy as np
 from datagen.decode.child import TRIES, Outcome, crashed, timed_out
 from datagen.decode.process import Child, ChildOwner
 from datagen.errors import DecodeError
-from datagen.records import ClipSpan, DecodedFrame, VideoInfo
+from datagen.records import ClipSpan, DecodedFrame, SpanPlan, VideoInfo
+from datagen.sources.uris import path_of_uri
 
 Answer = tuple[dict[str, Any], np.ndarray | None]
 
@@ -43,9 +45,20 @@ class VideoReader(ChildOwner):
             outcome.error = error
         return outcome
 
-    def clips(self, path: str, uri: str, start_s: float = 0.0, clip_index: int = 0) -> Iterator[ClipSpan]:
-        """The clips of a video, as they are found (see shots.cut_clips); start_s and clip_index continue after an earlier span."""
-        request = {"kind": "clips", "path": path, "uri": uri, "start_s": start_s, "clip_index": clip_index}
+    def open_video(self, uri: str) -> OpenVideo:
+        """A video to be read clip by clip. Raises SourceError for a URI that is no local file."""
+        path = path_of_uri(uri)
+        outcome = self.probe(path, uri)
+        if outcome.info is None:
+            raise outcome.error or DecodeError("the video says nothing about itself", code="corrupt")
+        return OpenVideo(self, path, uri, outcome.info, outcome.size_bytes, outcome.sha256)
+
+    def clips(self, path: str, uri: str, start_s: float = 0.0, clip_index: int = 0, limit: int | None = None) -> Iterator[ClipSpan]:
+        """The clips of a video, as they are found (see shots.cut_clips); start_s and clip_index continue after an earlier span.
+
+        limit: at most so many.
+        """
+        request = {"kind": "clips", "path": path, "uri": uri, "start_s": start_s, "clip_index": clip_index, "limit": limit}
         for answer, _ in self._ask(request, last="end"):
             if answer["kind"] == "clip":
                 span = ClipSpan(**answer["span"])
@@ -113,8 +126,10 @@ class VideoReader(ChildOwner):
 
 
 class FrameStream:
-    """An iterator of frames. Once it is exhausted, `truncated` says whether the file ends before what it announces (the frames up
-    to there were given), and `corrupt_packets` how many packets were skipped because they did not decode.
+    """An iterator of frames. `plan` says which will come if all of them decode.
+
+    Once it is exhausted, `truncated` says whether the file ends before what it announces (the frames up to there were given), and
+    `corrupt_packets` how many packets did not decode, or only in part.
     """
 
     def __init__(self, request: dict[str, Any], answers: Iterator[Answer]) -> None:
@@ -122,18 +137,25 @@ class FrameStream:
         self.corrupt_packets = 0
         self._request = request
         self._answers = answers
+        plan = self._next()[0]["plan"]
+        self.plan = SpanPlan(plan["first_frame"], plan["end_frame"], [(index, time_s) for index, time_s in plan["sampled"]])
 
     def __iter__(self) -> FrameStream:
         return self
 
     def __next__(self) -> DecodedFrame:
-        answer, pixels = next(self._answers)
+        answer, pixels = self._next()
+        while answer["kind"] == "plan":  # said again by the child of a second try
+            answer, pixels = self._next()
         if pixels is None:
             self.truncated, self.corrupt_packets = answer["truncated"], answer["corrupt_packets"]
             next(self._answers, None)
             raise StopIteration
         self._request["after_index"] = answer["frame_index"]
         return DecodedFrame(answer["frame_index"], answer["timestamp_s"], pixels)
+
+    def _next(self) -> Answer:
+        return next(self._answers)
 
     def __enter__(self) -> FrameStream:
         return self
@@ -144,3 +166,24 @@ class FrameStream:
     def close(self) -> None:
         """Stop reading. Costs a restart of the child when frames are still to come."""
         self._answers.close()  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVideo:
+    """One video as the perceive step reads it: a clip's span, then its frames, then the next clip."""
+
+    reader: VideoReader
+    path: str
+    uri: str
+    info: VideoInfo
+    size_bytes: int | None
+    sha256: str | None
+
+    def span(self, start_s: float, clip_index: int) -> ClipSpan | None:
+        """The clip that starts at `start_s`, an earlier span's end or 0; None when the video ends there. Raises DecodeError."""
+        spans = list(self.reader.clips(self.path, self.uri, start_s, clip_index, limit=1))
+        return spans[0] if spans else None
+
+    def frames(self, span: ClipSpan) -> FrameStream:
+        """The sampled frames of a clip. Raises DecodeError, also while they are read."""
+        return self.reader.open(self.path, self.uri, span.start_s, span.end_s)

@@ -41,7 +41,7 @@ def clips_of(video: VideoFile, options: DecodeOptions, start_s: float = 0.0, cli
     while start_s < video.info.duration_s - TOLERANCE_S:
         limit_s = video.timetable.clip_end_s(start_s, options.max_clip_s)
         end_s = _shot_end_s(video, options, start_s, limit_s) if options.shots else limit_s
-        yield ClipSpan(clip_index, start_s, end_s)
+        yield ClipSpan(clip_index, start_s, end_s, is_last=end_s >= video.info.duration_s - TOLERANCE_S)
         start_s, clip_index = end_s, clip_index + 1
 
 

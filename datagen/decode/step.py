@@ -42,7 +42,7 @@ class DecodeStep:
             sample.fail(asset.failure.code, asset.failure.message)
             return
         if asset.media_type != "image":
-            sample.fail("unsupported_media", f"{asset.uri} is a {asset.media_type}; only images can be read yet")
+            sample.fail("unsupported_media", f"{asset.uri} is a {asset.media_type}; this step reads images alone")
             return
         try:
             path = path_of_uri(asset.uri)

@@ -10,6 +10,7 @@ Runs in the decoding child (worker.py): the bytes may be hostile. In other proce
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -29,7 +30,7 @@ from datagen.decode.orientation import orientation_of
 from datagen.decode.packets import TOLERANCE_S, has_no_presentation_times, read_timetable
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions
-from datagen.records import DecodedFrame, VideoInfo
+from datagen.records import DecodedFrame, SpanPlan, VideoInfo
 
 _KEYS_TRIED = 3
 
@@ -62,7 +63,8 @@ class VideoFile:
     """An open video: `info`, `timetable`, and its frames from any time on.
 
     Reading goes on where the last read ended when that is the way to the wanted time, else it starts at a key frame before it, so
-    that neither consecutive clips nor a late first one decode anything twice. `num_corrupt` counts the packets that gave an error.
+    that neither consecutive clips nor a late first one decode anything twice. `num_corrupt` counts the packets that gave an error or
+    only part of a frame.
 
     path: a local file. alive: called at least once per decoded frame, so that a watchdog can tell slow from hung.
     Raises DecodeError with code `missing_file`, `unreadable`, `empty_file`, `not_a_video`, `truncated` (nothing of it can be read),
@@ -115,10 +117,10 @@ class VideoFile:
                 break
             if shown.timestamp_s < start_s - TOLERANCE_S or shown.frame_index <= after_index:
                 continue
-            if previous is not None and self._is_sampled(previous, shown.timestamp_s, start_s):
+            if previous is not None and self._is_sampled(previous.timestamp_s, shown.timestamp_s, start_s):
                 yield previous
             previous = shown
-        if previous is not None and self._is_sampled(previous, min(end_s, self.info.duration_s), start_s):
+        if previous is not None and self._is_sampled(previous.timestamp_s, min(end_s, self.info.duration_s), start_s):
             yield previous
 
     def frames(self, start_s: float) -> Iterator[Shown]:
@@ -149,11 +151,22 @@ class VideoFile:
         small = self._converter.reformat(picture, *size, format="bgr24", interpolation="AREA", threads=1)
         return np.asarray(small.to_ndarray(), dtype=np.uint8)
 
-    def _is_sampled(self, shown: Shown, until_s: float, start_s: float) -> bool:
+    def planned(self, start_s: float, end_s: float | None = None) -> SpanPlan:
+        """What `sampled` will give of a span when every frame of it decodes, from the timetable alone."""
+        table, end_s = self.timetable, self.info.duration_s + 1 if end_s is None else end_s
+        first, end = (bisect_left(table.times, table.times[0] + (second - TOLERANCE_S) / table.time_base) for second in (start_s, end_s))
+        times = [table.second_of(index) for index in range(first, end)]
+        until = [*times[1:], min(end_s, self.info.duration_s)]
+        rows = zip(range(first, end), times, until, strict=True)
+        sampled = [(index, time_s) for index, time_s, until_s in rows if self._is_sampled(time_s, until_s, start_s)]
+        return SpanPlan(first, end, sampled)
+
+    def _is_sampled(self, time_s: float, until_s: float, start_s: float) -> bool:
+        """Whether a frame on the screen from `time_s` to `until_s` is there at start_s + n / fps for some n."""
         fps = self._options.fps
         if fps is None:
             return True
-        instant = math.ceil((shown.timestamp_s - TOLERANCE_S - start_s) * fps)
+        instant = math.ceil((time_s - TOLERANCE_S - start_s) * fps)
         return start_s + max(instant, 0) / fps < until_s - TOLERANCE_S
 
     # --- position ------------------------------------------------------------------------------------------------------------
@@ -212,7 +225,10 @@ class VideoFile:
                     self.num_corrupt += 1
                     continue
                 try:
-                    yield from packet.decode()
+                    for picture in packet.decode():
+                        # Given all the same: the decoder has filled the hole from what it knew.
+                        self.num_corrupt += picture.is_corrupt
+                        yield picture
                 except av.FFmpegError:
                     self.num_corrupt += 1
         except av.FFmpegError:
@@ -282,6 +298,8 @@ class VideoFile:
     def _broken(self, error: Exception) -> DecodeError:
         if self._claimed is None:
             return DecodeError(f"the content is no video in a known container ({error})", code="not_a_video")
+        if isinstance(error, av.EOFError):
+            return self._unusable("no_frames", f"its {self._claimed} structure ends before the first frame")
         return self._unusable("corrupt", f"its {self._claimed} structure cannot be read ({type(error).__name__}: {error})")
 
     def _unusable(self, code: str, what: str) -> DecodeError:

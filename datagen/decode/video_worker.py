@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 from datagen.decode.files import check_file, checksum
@@ -41,13 +42,15 @@ class VideoWorker:
 
     def _clips(self, request: dict[str, Any]) -> None:
         video = self._video(request["path"])
-        for span in clips_of(video, self._options, request["start_s"], request["clip_index"]):
+        spans = clips_of(video, self._options, request["start_s"], request["clip_index"])
+        for span in islice(spans, request["limit"]):
             self._answers.send({"kind": "clip", "span": asdict(span)})
         self._answers.send({"kind": "end"})
 
     def _frames(self, request: dict[str, Any]) -> None:
         video = self._video(request["path"])
         num_corrupt = video.num_corrupt
+        self._answers.push({"kind": "plan", "plan": asdict(video.planned(request["start_s"], request["end_s"]))})
         for shown in video.sampled(request["start_s"], request["end_s"], request["after_index"]):
             fault_point("decode", f"{request['uri']}#frame={shown.frame_index};")
             frame = video.frame(shown, self._image_size)

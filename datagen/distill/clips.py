@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,10 @@ _SAME_TIME_S = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One text per language about a track in the clip's frames [start, stop). history: language -> the caption before; absent: none."""
+    """One text per language about a track in its frames [start, stop), counted from 0 in the clip.
+
+    history: language -> the caption before; absent: none.
+    """
 
     start: int
     stop: int
@@ -114,10 +118,11 @@ def _tracks(rows: Sequence[Mapping[str, Any]], clips: Mapping[tuple[str, int], M
 
 def _told(row: Mapping[str, Any]) -> list[Told]:
     """What can be learned to tell: each event in its frames, and the whole clip where its caption is not that of the last event."""
+    numbers = [frame["frame_index"] for frame in row["frames"]]
     told = [
         Told(
-            event["start_frame"],
-            event["end_frame"] + 1,
+            bisect_left(numbers, event["start_frame"]),
+            bisect_right(numbers, event["end_frame"]),
             {language: event[f"text_{language}"] for language in LANGUAGES if event[f"text_{language}"]},
             {language: event[f"history_{language}"] for language in LANGUAGES if event[f"history_{language}"]},
         )

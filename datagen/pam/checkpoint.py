@@ -163,7 +163,7 @@ def _tiny_folder() -> Path:
 
 def _sam2_files(options: ModelOptions, checkpoint: Path) -> tuple[Path | None, str | None]:
     """(weights or None for those inside the checkpoint, config or None when only the shapes can tell)."""
-    if options.sam2 is not None:
+    if options.sam2 is not None and options.checkpoint != "tiny":  # the embedded one is a whole, whatever else the job names
         path = Path(options.sam2).expanduser()
         return _sam2_at(path.resolve()) if path.exists() else _sam2_from_hub(options.sam2)
     if (checkpoint / "sam2").is_dir():

@@ -1,16 +1,19 @@
-"""Perceive: pixels and prompts to masks and region tokens."""
+"""Perceive: pixels and prompts to masks and region tokens; videos to clips of tracks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datagen.guard import Step
+    from datagen.guard import ClipStep, Step
     from datagen.job import Job
+    from datagen.perceive.clips import ClipPerceiver
+    from datagen.perceive.video import Reader
 
 
 def make_perceive_step(job: Job) -> Step:
-    """The perceive step that the job asks for, not yet set up."""
+    """The perceive step of images that the job asks for, not yet set up."""
     if job.perceive.engine == "fake":
         from datagen.perceive.fake import FakePerceiveStep
 
@@ -18,3 +21,21 @@ def make_perceive_step(job: Job) -> Step:
     from datagen.perceive.pam import PamPerceiveStep
 
     return PamPerceiveStep(job.model, job.perceive)
+
+
+def make_video_step(job: Job, image_size: int, make_reader: Callable[[int], Reader]) -> ClipStep:
+    """The same for videos. image_size: side of the model's square input, px, as `make_reader` takes it."""
+    from datagen.perceive.video import VideoPerceiveStep
+
+    def load() -> ClipPerceiver:
+        if job.perceive.engine == "fake":
+            from datagen.perceive.fake import FakeClipPerceiver
+
+            return FakeClipPerceiver(job.perceive, image_size)
+        from datagen.pam.tracker import Tracker
+        from datagen.perceive.pam import front_end_for
+        from datagen.perceive.pam_clips import PamClipPerceiver
+
+        return PamClipPerceiver(Tracker(front_end_for(job.model, job.perceive)), job.perceive)
+
+    return VideoPerceiveStep(load, make_reader)

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from datagen.errors import DatagenError
 from datagen.job import PerceiveOptions
 from datagen.masks import Box, encode_mask
+from datagen.perceive.clips import ClipFindings, ClipObject, ClipScene, NewTrackId, handover_prompt
 from datagen.perceive.prompts import check_prompt
-from datagen.records import Prompt, Region, RegionTokens, Sample
+from datagen.records import (
+    DecodedFrame,
+    Event,
+    Handover,
+    Prompt,
+    Region,
+    RegionTokens,
+    Sample,
+    Track,
+    TrackFrame,
+    TrackTokens,
+)
 
 _REGIONS_WITHOUT_PROMPTS = 3
 _IMAGE_TOKENS, _SEM_TOKENS, _CHANNELS = 4, 2, 8
@@ -39,6 +52,63 @@ class FakePerceiveStep:
 
     def teardown(self) -> None:
         """Nothing to let go of."""
+
+
+class FakeClipPerceiver:
+    """Rectangles that stay where they are, one per object, or two new ones in a video's first clip. Needs no torch."""
+
+    def __init__(self, options: PerceiveOptions, image_size: int) -> None:
+        self.image_size = image_size
+        self._options = options
+
+    def perceive(
+        self, scene: ClipScene, frames: Iterator[DecodedFrame], objects: Sequence[ClipObject], new_track_id: NewTrackId | None
+    ) -> ClipFindings:
+        """Read the frames, sleep `fake_delay_s`, invent the rest (see clips.ClipPerceiver)."""
+        seen = [(frame.frame_index, frame.timestamp_s) for frame in frames]
+        time.sleep(self._options.fake_delay_s)
+        asked = list(objects)
+        if new_track_id is not None and not objects:
+            asked += [
+                ClipObject(new_track_id(), {0: Prompt(box=(4.0 * n, 4.0, 4.0 * n + 12, 20.0), source="everything")}) for n in range(2)
+            ]
+        found = ClipFindings()
+        for number, item in enumerate(asked):
+            track = self._track(number, item, seen, scene)
+            found.tracks.append(track)
+            prompt = handover_prompt(track.frames[-1], self._options.track.handover)
+            if prompt is not None:
+                found.handovers.append(Handover(track.track_id, prompt))
+        return found
+
+    def _track(self, number: int, item: ClipObject, seen: Sequence[tuple[int, float]], scene: ClipScene) -> Track:
+        first = item.prompts[min(item.prompts)]
+        rng = np.random.default_rng(number)
+        frames = []
+        for frame_index, timestamp_s in seen:
+            region = _region(number, first, rng, scene.width, scene.height)
+            frames.append(
+                TrackFrame(number, frame_index, timestamp_s, region.mask, region.box_xyxy, region.object_score, region.predicted_iou)
+            )
+        prompts = {seen[position][0]: prompt for position, prompt in item.prompts.items()}
+        return Track(number, prompts, frames, None, item.track_id, self._events(seen, scene, rng))
+
+    def _events(self, seen: Sequence[tuple[int, float]], scene: ClipScene, rng: np.random.Generator) -> list[Event]:
+        length, events = self._options.track.segment_frames or len(seen), []
+        for start in range(0, len(seen), length):
+            segment, following = seen[start : start + length], seen[start + length : start + length + 1]
+            until_s = following[0][1] if following else scene.end_s
+            events.append(Event(segment[0][1], until_s, segment[0][0], segment[-1][0], _tokens(segment, rng)))
+        return events
+
+
+def _tokens(segment: Sequence[tuple[int, float]], rng: np.random.Generator) -> TrackTokens:
+    return TrackTokens(
+        frame_indices=[index for index, _ in segment],
+        image_first=rng.standard_normal((_IMAGE_TOKENS, _CHANNELS), dtype=np.float32),
+        image_later=rng.standard_normal((1, _SEM_TOKENS, _CHANNELS), dtype=np.float32),
+        semantic=rng.standard_normal((2, _SEM_TOKENS, _CHANNELS), dtype=np.float32),
+    )
 
 
 def _invent(sample: Sample) -> None:

@@ -15,6 +15,15 @@ from datagen.perceive.prompts import check_prompt
 from datagen.records import Failure, Sample
 
 
+def front_end_for(model: ModelOptions, options: PerceiveOptions) -> FrontEnd:
+    """The front end on the device and in the arithmetic that a job asks for. Raises ModelLoadError."""
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    bfloat16 = options.dtype == "bfloat16" or (options.dtype == "auto" and device.startswith("cuda"))
+    return load_front_end(resolve_model(model), device, torch.bfloat16 if bfloat16 else torch.float32)
+
+
 class PamPerceiveStep:
     """Samples with `pixels` become samples with `regions` and `tokens`. Implements `guard.Step`.
 
@@ -29,11 +38,7 @@ class PamPerceiveStep:
 
     def setup(self) -> None:
         """Load the weights onto the device. Raises ModelLoadError."""
-        device = self.options.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        bfloat16 = self.options.dtype == "bfloat16" or (self.options.dtype == "auto" and device.startswith("cuda"))
-        self.front_end = load_front_end(resolve_model(self.model), device, torch.bfloat16 if bfloat16 else torch.float32)
+        self.front_end = front_end_for(self.model, self.options)
 
     def process(self, samples: list[Sample]) -> list[Sample]:
         """Perceive a batch, in place. Failed samples pass through; a sample that fails here becomes a failed one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,21 @@ def check_prompt(prompt: Prompt, width: int, height: int) -> None:
     _check_coordinates(prompt, width, height)
     if prompt.mask is not None:
         _check_mask(prompt.mask, width, height)
+
+
+def merge_prompts(first: Prompt, second: Prompt) -> Prompt:
+    """One prompt from two about the same object on the same frame. Raises PromptError (`prompt_conflict`) for two boxes or two masks."""
+    for name in ("box", "mask"):
+        if getattr(first, name) is not None and getattr(second, name) is not None:
+            message = f"two prompts give one object a {name} on the same frame; keep one, or give them different object_ids"
+            raise PromptError(message, code="prompt_conflict")
+    return replace(
+        first,
+        box=first.box or second.box,
+        mask=first.mask or second.mask,
+        points=[*first.points, *second.points],
+        labels=[*first.labels, *second.labels],
+    )
 
 
 def encode_prompt(prompt: Prompt, width: int, height: int, image_size: int) -> EncodedPrompt:

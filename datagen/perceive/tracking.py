@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -34,21 +33,6 @@ def selected_frames(first: int, num_frames: int) -> list[int]:
     """
     later = np.linspace(min(first + 1, num_frames - 1), num_frames - 1, NUM_SELECTED - 1, dtype=int)
     return [first, *later.tolist()]
-
-
-def handover_prompt(last: TrackFrame, kind: Literal["box", "mask", "box+mask"] = "box") -> Prompt | None:
-    """What asks the next clip for the same object, on its first frame; None when the object is not seen in `last`.
-
-    box: the reference's rule for streams. mask: taken as the answer itself, so it fits only where the next clip begins with this
-    very frame. box+mask: where the next clip begins with the frame after, the decoder finds the object anew from both.
-    """
-    if last.mask is None:
-        return None
-    return Prompt(
-        box=last.box_xyxy if kind != "mask" else None,
-        mask=last.mask if kind != "box" else None,
-        source="handover",
-    )
 
 
 def track_clip(

@@ -248,7 +248,7 @@ def _write_manifests(store: Store, seed: int, num_images: int, num_clips: int) -
     clips = []
     for number in range(num_clips):
         asset_id = _asset_id(seed, "clip", number)
-        prompts = [{"box": row["prompts"][0]["box"], "frame_index": 0, "object_id": row["object_index"]} for row in tracks[asset_id]]
+        prompts = [{"box": row["prompts"][0]["box"], "frame": 0, "object_id": row["object_index"]} for row in tracks[asset_id]]
         clips.append({"asset_id": asset_id, "uri": _media_path("clip", number, ".mp4"), "prompts": prompts})
     store.write("manifest-clips.jsonl", _jsonl(clips))
 

@@ -18,7 +18,7 @@ class FolderSource:
     A link to a folder inside the tree is not followed (its files are listed where they are); a folder outside is listed once.
     """
 
-    def __init__(self, folder: str, media: Literal["image", "video"] = "image", *, reprocess_changed: bool = False) -> None:
+    def __init__(self, folder: str, media: Literal["image", "video", "any"] = "image", *, reprocess_changed: bool = False) -> None:
         if not os.path.isdir(folder):
             raise SourceError(f"{folder} is not a folder; for a manifest or a COCO file leave `source.kind` at auto")
         self.media = media
@@ -28,18 +28,19 @@ class FolderSource:
 
     def describe(self) -> str:
         """One line for a person."""
-        return f"{self.media}s in the folder {self.folder}"
+        kinds = "images and videos" if self.media == "any" else f"{self.media}s"
+        return f"{kinds} in the folder {self.folder}"
 
     def __iter__(self) -> Iterator[Asset]:
         """Stream the assets. Raises SourceError when the folder itself cannot be listed; sub-folders are counted and skipped."""
         self.skipped.clear()
         for path in self._files():
             media_type = media_type_of(path)
-            if media_type == self.media:
-                uri = uri_of_path(path)
-                yield Asset(asset_id_of(uri, version_of_path(path) if self.reprocess_changed else ""), uri, self.media)
-            else:
+            if media_type == "other" or self.media not in (media_type, "any"):
                 self.skipped["other file" if media_type == "other" else media_type] += 1
+                continue
+            uri = uri_of_path(path)
+            yield Asset(asset_id_of(uri, version_of_path(path) if self.reprocess_changed else ""), uri, media_type)
 
     def _files(self) -> Iterator[str]:
         root = os.path.realpath(self.folder)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import PurePosixPath
+from typing import Literal
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from datagen.errors import SourceError
@@ -20,7 +21,7 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".m
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
-def media_type_of(uri: str) -> str:
+def media_type_of(uri: str) -> Literal["image", "video", "other"]:
     """`image`, `video` or `other`, by the name's extension in any case."""
     suffix = PurePosixPath(uri).suffix.lower()
     if suffix in VIDEO_SUFFIXES:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datagen.write.card import write_card
-from datagen.write.clips import FinishedVideo, VideoProgress, publish_video_assets, resume_videos
+from datagen.write.clips import FinishedVideo, VideoProgress, committed_clips, publish_video_assets, resume_videos
 from datagen.write.done import DoneSet, done_assets
-from datagen.write.layout import RunRecord, open_dataset, prepare_output, run_records, weight_hashes
+from datagen.write.layout import RunRecord, open_dataset, other_options, prepare_output, run_records, weight_hashes
 from datagen.write.parts import StagedClip, StagedPart, part_id_of, publish_part, stage_clip, stage_part, sweep
 from datagen.write.schema import arrow_schema, table_from_rows
 from datagen.write.store import Store, open_store
@@ -19,9 +19,11 @@ __all__ = [
     "Store",
     "VideoProgress",
     "arrow_schema",
+    "committed_clips",
     "done_assets",
     "open_dataset",
     "open_store",
+    "other_options",
     "part_id_of",
     "prepare_output",
     "publish_part",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from string import Template
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 from datagen.job import Job
 from datagen.write.done import done_assets
-from datagen.write.parts import PART_NAME
+from datagen.write.parts import part_ids, part_path
 from datagen.write.store import Store
 
 CARD = "README.md"
@@ -22,7 +23,7 @@ _BODY = Template(
 $front_matter---
 # $name
 
-Regions of images, each with its mask and what it is, is for and looks like. Made by datagen with the job `$name`.
+$intro Made by datagen with the job `$name`.
 
 | | |
 |---|---|
@@ -31,48 +32,81 @@ $counts
 ## Tables
 
 `assets` has one row per listed file, with its `status`: `ok`, `empty` (nothing was found) or `failed` (`error_code` and
-`error_message` say why). `regions` has one row per region: `mask` (COCO run-length encoding at the image's size), `box_xyxy`,
-scores, and texts: $texts.
+`error_message` say why). $tables
 A row's `run_id` names the record in `_datagen/runs/` that says with which models, prompts and settings it was made.
 
 ## Reading it
 
 ```python
-from datasets import load_dataset
-regions = load_dataset("parquet", data_files="regions/*.parquet", split="train")
-
-import pandas as pd
-assets = pd.read_parquet("assets")
-
-from pycocotools import mask as coco_mask
-pixels = coco_mask.decode(regions[0]["mask"])  # (height, width) uint8, 1 = object
+$python
 ```
 
 ```sql
 -- DuckDB
-SELECT a.uri, r.label_en, r.caption_en FROM 'assets/*.parquet' a JOIN 'regions/*.parquet' r USING (part_id, asset_id);
+$sql
 ```
 
 ## Licences
 
 The texts were generated with the checkpoint `$checkpoint`; see the licence of its weights.
-The pictures are not part of this dataset; the licence of each, where the input names one, is in `assets.license`.
+The pictures and videos are not part of this dataset; the licence of each, where the input names one, is in `assets.license`.
 
 This card is rewritten by every run into this folder.
 """
 )
 
+_IMAGES = {
+    "intro": "Regions of images, each with its mask and what it is, is for and looks like.",
+    "tables": """`regions` has one row per region of an image: `mask` (COCO run-length encoding at the image's size), `box_xyxy`,
+scores, and texts: $texts.""",
+    "python": """regions = load_dataset("parquet", data_files="regions/*.parquet", split="train")
+pixels = coco_mask.decode(regions[0]["mask"])  # (height, width) uint8, 1 = object""",
+    "sql": """SELECT a.uri, r.label_$language, r.caption_$language
+FROM 'assets/*.parquet' a JOIN 'regions/*.parquet' r USING (part_id, asset_id);""",
+}
+_VIDEOS = {
+    "intro": "Objects of videos, each followed from clip to clip, with its mask in every frame and what it does when.",
+    "tables": """`clips` has one row per clip of a video, and `tracks` one row per object and clip: `frames` (mask, box and score
+in every sampled frame), `events` (what it does from when to when: $events), and the caption of its last event. The same `track_id`
+in another clip is the same object. A video has its row in `assets` when all its clips are there.""",
+    "python": """tracks = load_dataset("parquet", data_files="tracks/*.parquet", split="train")
+for frame in tracks[0]["frames"]:  # a frame where the object is not seen has no mask
+    pixels = coco_mask.decode(frame["mask"]) if frame["mask"] else None
+for event in tracks[0]["events"]:
+    print(event["start_s"], event["end_s"], event["text_$language"])
+
+from datagen.masklets import masklet
+masks = masklet(tracks[0])  # all of them, like a (frames, height, width) boolean array""",
+    "sql": """SELECT c.uri, track_id, event.start_s, event.end_s, event.text_$language
+FROM (SELECT part_id, track_id, unnest(events) AS event FROM 'tracks/*.parquet') JOIN 'clips/*.parquet' c USING (part_id);""",
+}
+_PYTHON_HEAD = """import pandas as pd
+from datasets import load_dataset
+from pycocotools import mask as coco_mask
+
+assets = pd.read_parquet("assets")"""
+
 
 def write_card(store: Store, job: Job) -> None:
     """Write README.md at the dataset's root from its parts as they are now. Raises WriteError."""
-    done, num_regions = done_assets(store), count_rows(store, "regions")
-    front_matter = yaml.safe_dump(_front_matter(job, len(done), num_regions), sort_keys=False, allow_unicode=True)
-    texts = ", ".join(f"`{task}_{language}`" for task in job.describe.tasks for language in job.describe.languages)
+    done = done_assets(store)
+    rows = {"regions": count_rows(store, "regions"), "tracks": count_rows(store, "tracks")}
+    rows |= {"clips": sum(1 for _ in part_ids(store, "clips")), "assets": len(done)}
+    sections = ([_IMAGES] if rows["regions"] or not rows["clips"] else []) + ([_VIDEOS] if rows["clips"] else [])
+    names = {
+        "texts": ", ".join(f"`{task}_{language}`" for task in job.describe.tasks for language in job.describe.languages),
+        "events": ", ".join(f"`text_{language}`" for language in job.describe.languages),
+        "language": job.describe.languages[0],
+    }
+    text = {key: [Template(section[key]).substitute(names) for section in sections] for key in _IMAGES}
     card = _BODY.substitute(
-        front_matter=front_matter,
+        front_matter=yaml.safe_dump(_front_matter(job, rows), sort_keys=False, allow_unicode=True),
         name=job.name,
-        counts=_counts(done.statuses, num_regions, done.num_parts),
-        texts=texts,
+        intro=" ".join(text["intro"]),
+        counts=_counts(done.statuses, rows, done.num_parts + rows["clips"]),
+        tables="\n".join(text["tables"]),
+        python="\n\n".join([_PYTHON_HEAD, *text["python"]]),
+        sql="\n".join(text["sql"]),
         checkpoint=job.model.checkpoint,
     )
     store.write(CARD, card.encode("utf-8", "backslashreplace"))
@@ -81,29 +115,26 @@ def write_card(store: Store, job: Job) -> None:
 def count_rows(store: Store, table: str) -> int:
     """Rows of all parts of a table, from the files' footers."""
     total = 0
-    for path, _ in store.list(table):
-        if PART_NAME.match(path.split("/")[-1]):
-            with store.open_input(path) as source:
-                total += pq.ParquetFile(source).metadata.num_rows
+    for part in part_ids(store, table):
+        with store.open_input(part_path(table, part)) as source:
+            total += pq.ParquetFile(source).metadata.num_rows
     return total
 
 
-def _front_matter(job: Job, num_assets: int, num_regions: int) -> dict[str, Any]:
-    configs = [{"config_name": "assets", "data_files": "assets/*.parquet"}]
-    if num_regions:
-        configs.insert(0, {"config_name": "regions", "data_files": "regions/*.parquet"})
+def _front_matter(job: Job, rows: Mapping[str, int]) -> dict[str, Any]:
+    of_videos = rows["clips"] > 0
     return {
         "license": "other",
         "pretty_name": job.name,
-        "task_categories": ["image-segmentation", "image-to-text"],
+        "task_categories": ["image-segmentation", "image-to-text", *(["video-text-to-text"] if of_videos else [])],
         "language": list(job.describe.languages),
-        "tags": ["region-captioning", "datagen"],
-        "size_categories": [next((name for limit, name in _SIZES if max(num_assets, num_regions) < limit), "100M<n<1B")],
-        "configs": configs if num_assets else [],
+        "tags": ["region-captioning", *(["video"] if of_videos else []), "datagen"],
+        "size_categories": [next((name for limit, name in _SIZES if max(rows.values()) < limit), "100M<n<1B")],
+        "configs": [{"config_name": table, "data_files": f"{table}/*.parquet"} for table, count in rows.items() if count],
     }
 
 
-def _counts(statuses: Counter[str], num_regions: int, num_parts: int) -> str:
-    rows = [("assets", sum(statuses.values())), *((f"· {status}", count) for status, count in sorted(statuses.items()))]
-    rows += [("regions", num_regions), ("parts", num_parts)]
-    return "\n".join(f"| {name} | {count:,} |" for name, count in rows)
+def _counts(statuses: Counter[str], rows: Mapping[str, int], num_parts: int) -> str:
+    lines = [("assets", rows["assets"]), *((f"· {status}", count) for status, count in sorted(statuses.items()))]
+    lines += [("regions", rows["regions"]), *((table, rows[table]) for table in ("clips", "tracks") if rows["clips"]), ("parts", num_parts)]
+    return "\n".join(f"| {name} | {count:,} |" for name, count in lines)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
 
 from datagen.errors import WriteError
 from datagen.job import WriteOptions
-from datagen.records import RLE, Handover, Prompt, ResumePoint
+from datagen.records import RLE, Clip, Handover, Prompt, ResumePoint
 from datagen.write.done import DoneSet, done_assets, id_keys, read_part, read_parts
 from datagen.write.parts import StagedClip, StagedPart, clip_part_id, parquet_bytes, part_id_of, part_ids, part_path, publish_part
 from datagen.write.rows import VideoTotals
@@ -70,8 +70,8 @@ class VideoProgress:
         if video is None or not video.totals.num_clips:
             return None
         totals = video.totals
-        handovers = _read_handovers(self._store, clip_part_id(asset_id, totals.num_clips - 1))
-        return ResumePoint(totals.num_clips, totals.end_s, totals.next_track, handovers)
+        last = _read_clip(self._store, clip_part_id(asset_id, totals.num_clips - 1))
+        return ResumePoint(totals.num_clips, totals.end_s, totals.next_track, last.handovers)
 
     def is_committed(self, asset_id: str, clip_index: int) -> bool:
         """Whether a clip is published, by this run or an earlier one, its video finished or not."""
@@ -123,6 +123,18 @@ class VideoProgress:
         self._finished.append(FinishedVideo(totals.asset_row(), video.index))
         del self._videos[asset_id]
         return published
+
+
+def committed_clips(store: Store, asset_id: str, start: int) -> Iterator[Clip]:
+    """The clips of a video from number `start` on that are committed by now, as far as they reach without a gap.
+
+    Any process may ask: the driver publishes a video's clips in order. Raises WriteError for a part that cannot be read.
+    """
+    for index in count(start):
+        part = clip_part_id(asset_id, index)
+        if not store.exists(part_path("clips", part)):
+            return
+        yield _read_clip(store, part)
 
 
 def resume_videos(store: Store, options: WriteOptions) -> tuple[DoneSet, VideoProgress]:
@@ -184,9 +196,11 @@ def _track_ids(store: Store, clip: Mapping[str, Any]) -> list[str]:
     return ids
 
 
-def _read_handovers(store: Store, part: str) -> list[Handover]:
-    items = read_part(store, "clips", part, ["handovers"])["handovers"].to_pylist()[0]
-    return [Handover(item["track_id"], _prompt(item["prompt"])) for item in items]
+def _read_clip(store: Store, part: str) -> Clip:
+    columns = ["clip_index", "start_s", "end_s", "num_frames", "is_last", "truncated", "next_track", "handovers"]
+    row = read_part(store, "clips", part, columns).to_pylist()[0]
+    handovers = [Handover(item["track_id"], _prompt(item["prompt"])) for item in row.pop("handovers")]
+    return Clip(**row, handovers=handovers)
 
 
 def _prompt(stored: Mapping[str, Any]) -> Prompt:

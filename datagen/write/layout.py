@@ -20,7 +20,8 @@ import psutil
 
 from datagen import __version__
 from datagen.errors import SourceError, WriteError
-from datagen.job import Job
+from datagen.job import Job, row_options
+from datagen.write.parts import COMMITTED_BY, part_ids
 from datagen.write.schema import SCHEMA_VERSIONS
 from datagen.write.store import META, Store, open_store
 
@@ -125,6 +126,23 @@ def run_records(store: Store) -> Iterator[dict[str, Any]]:
                 yield json.loads(store.read(path))
             except ValueError as error:
                 raise SourceError(f"{store.uri}/{path} is damaged: {error}. Restore it or delete it.") from error
+
+
+def other_options(store: Store, job: Job) -> dict[str, list[str]]:
+    """Earlier runs into this dataset that made their rows with other options than `job`: run id -> paths of those that differ.
+
+    A run that committed nothing does not count. Raises SourceError for a record that is no JSON.
+    """
+    if all(next(part_ids(store, table), None) is None for table in COMMITTED_BY.values()):
+        return {}
+    defaults, now = row_options(Job().model_dump(mode="json")), row_options(job.model_dump(mode="json"))
+    found = {}
+    for record in run_records(store):
+        # A killed run left no summary; it may have committed parts.
+        if record.get("job") and (record.get("summary") or {}).get("parts") != 0:
+            then = defaults | row_options(record["job"])
+            found[str(record.get("run_id"))] = sorted(path for path in then.keys() | now.keys() if then.get(path) != now.get(path))
+    return {run_id: paths for run_id, paths in found.items() if paths}
 
 
 def package_versions() -> dict[str, str]:

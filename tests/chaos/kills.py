@@ -44,7 +44,10 @@ class Run:
         if faults:
             environment["DATAGEN_FAULTS"] = json.dumps(faults)
         command = [sys.executable, "-m", "datagen", "run", str(job), "--input", str(manifest), "--output", str(output), "--json", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
+        # A session of its own, as a terminal gives it one: signals to its group reach only this run.
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True, start_new_session=True
+        )
         self.output = output
 
     def finish(self, timeout: float = 240) -> dict[str, object]:
@@ -64,14 +67,29 @@ class Run:
             assert time.monotonic() < deadline, f"no progress\n{self._log()[-4000:]}"
             time.sleep(0.05)
 
+    def wait_for_workers(self, *steps: str, timeout: float = 120) -> None:
+        """Wait until a worker of each of these steps has been started."""
+        deadline = time.monotonic() + timeout
+        while not all(map(self.workers, steps)):
+            assert time.monotonic() < deadline, f"no workers\n{self._log()[-4000:]}"
+            time.sleep(0.1)
+
+    def signal(self, number: signal.Signals, *, whole_group: bool) -> None:
+        """Send a signal to the driver, or to every process of its group."""
+        (os.killpg if whole_group else os.kill)(self.process.pid, number)
+
     def kill_driver(self) -> None:
         """SIGKILL the driver; Ray's own processes are left to notice."""
         self.process.send_signal(signal.SIGKILL)
         self.process.communicate()
 
+    def workers(self, step: str) -> list[psutil.Process]:
+        """The workers of a step that are alive at this moment."""
+        return [process for process in descendants(self.process.pid) if WORKERS[step] in title(process)]
+
     def kill_worker(self, step: str, rng: random.Random) -> bool:
         """SIGKILL one worker of a step. False when none is alive at this moment."""
-        victims = [p for p in descendants(self.process.pid) if WORKERS[step] in title(p)]
+        victims = self.workers(step)
         if not victims:
             return False
         try:
@@ -89,10 +107,16 @@ def descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
+def gone(processes: list[psutil.Process], timeout_s: float) -> list[str]:
+    """Wait until these processes have ended; the titles of those that have not."""
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
+    return [title(process) for process in alive]
+
+
 def title(process: psutil.Process) -> str:
     """The process title, where Ray writes what the worker runs."""
     try:
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).strip()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return ""
 

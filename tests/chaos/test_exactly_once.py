@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from kills import Run, batter, expected_ids, make_input, parts
+from kills import Run, batter, expected_ids, gone, make_input, parts
 
 from datagen.check import check_dataset
 
@@ -21,6 +21,7 @@ describe: {engine: fake, batch_size: 4, fake_delay_s: 0.05}
 write: {assets_per_part: 20}
 run: {object_store_gib: 0.2}
 """
+WITHOUT_RAY = ("--set", "run.executor=inprocess")  # where the workers do not matter, its start would only cost time
 
 
 @pytest.fixture
@@ -49,15 +50,13 @@ def test_a_zombie_stages_but_cannot_publish(job: Path, tmp_path: Path) -> None:
     """Staging is delayed past the driver's death: the late part may be staged, but never shows up in the tables."""
     manifest = make_input(tmp_path / "in", 40)
     output = tmp_path / "corpus"
-    run = Run(job, manifest, output, faults={"write": {"delay_s": 0.15}})
-    deadline = time.monotonic() + 60
-    while not (output / "_datagen" / "runs").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(12)
+    run = Run(job, manifest, output, faults={"write": {"delay_s": 0.15}})  # 3 s per part
+    run.wait_for_workers("write")
+    zombies = run.workers("write")
     run.kill_driver()
     before = parts(output)
-    time.sleep(4)
 
+    assert gone(zombies, timeout_s=30) == []
     assert parts(output) == before
     Run(job, manifest, output, "--set", "write.assets_per_part=7").finish()
     report = check_dataset(str(output), expected=expected_ids(40))
@@ -75,7 +74,7 @@ def test_a_finished_job_does_nothing_and_new_assets_alone_are_done(job: Path, tm
     assert time.monotonic() - started < 15
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")} == before
 
-    assert Run(job, make_input(tmp_path / "in", 35), output).finish()["todo"] == 5
+    assert Run(job, make_input(tmp_path / "in", 35), output, *WITHOUT_RAY).finish()["todo"] == 5
     assert check_dataset(str(output), expected=expected_ids(35)).ok
 
 
@@ -116,7 +115,7 @@ def test_crash_counts_hold_across_restarts(job: Path, tmp_path: Path) -> None:
 def test_two_runs_cannot_write_one_output(job: Path, tmp_path: Path) -> None:
     manifest = make_input(tmp_path / "in", 40)
     output = tmp_path / "corpus"
-    first = Run(job, manifest, output, faults={"write": {"delay_s": 0.1}})
+    first = Run(job, manifest, output, *WITHOUT_RAY, faults={"write": {"delay_s": 0.2}})
     deadline = time.monotonic() + 60
     while not (output / "_datagen" / "dataset.json").exists() and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,8 +1,11 @@
 """Names that others import. Removing or renaming one breaks them: change this list knowingly, with a line in the CHANGELOG."""
 
 import importlib
+from typing import get_args
 
 import pytest
+
+from datagen.check.report import Code
 
 PUBLIC = {
     "datagen.write": {
@@ -18,14 +21,26 @@ PUBLIC = {
             "StagedPart",
             "Store",
             "arrow_schema",
+            "committed_clips",
             "done_assets",
             "open_dataset",
             "open_store",
             "part_id_of",
         ),
-        *("prepare_output", "publish_part", "run_records", "stage_part", "sweep", "table_from_rows", "weight_hashes", "write_card"),
+        *(
+            "other_options",
+            "prepare_output",
+            "publish_part",
+            "run_records",
+            "stage_part",
+            "sweep",
+            "table_from_rows",
+            "weight_hashes",
+            "write_card",
+        ),
     },
-    "datagen.job": {"LANGUAGES", "TASKS", "Job", "job_schema", "load_job", "parse_job"},
+    "datagen.check": {"CheckReport", "Violation", "check_dataset"},
+    "datagen.job": {"LANGUAGES", "TASKS", "Job", "job_schema", "load_job", "parse_job", "row_options"},
 }
 USED = {
     "datagen.records": ("Asset", "Failure", "Prompt", "Region", "RegionTokens", "Sample", "Text", "asset_id_of"),
@@ -40,8 +55,20 @@ USED = {
         "ClusterError",
     ),
     "datagen.check": ("CheckReport", "Violation", "check_dataset"),
+    "datagen.masklets": ("Masklet", "masklet"),
     "datagen.stats": ("dataset_stats", "render_stats"),
     "datagen.run": ("RunSummary", "plan_job", "run_job"),
+}
+# What scripts may react to in the report of `datagen check`.
+VIOLATIONS = {
+    *("marker", "debris", "unexpected_file", "orphan_part", "unreadable_part", "schema", "empty_part"),
+    *("part_name", "part_id", "unknown_run", "mixed_runs"),
+    *("lost_asset", "duplicate_asset", "media_type", "status", "failed_row", "asset_size"),
+    *("region_count", "track_count", "clip_count", "video_row"),
+    *("duplicate_region", "stray_region", "region_id", "mask", "area", "box"),
+    *("duplicate_clip", "stray_clip", "clip_id", "clip_times", "last_clip", "handover"),
+    *("duplicate_track", "stray_track", "track_id", "object_index", "track_times"),
+    *("frame_index", "timestamp", "object_score", "prompt_frame", "event"),
 }
 
 
@@ -54,3 +81,7 @@ def test_exported_names_are_the_documented_ones(module):
 def test_names_that_others_import_are_there_and_explained(module):
     for name in USED[module]:
         assert getattr(importlib.import_module(module), name).__doc__, f"{module}.{name}"
+
+
+def test_codes_of_violations_are_stable():
+    assert set(get_args(Code)) == VIOLATIONS

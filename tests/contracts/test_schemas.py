@@ -16,7 +16,7 @@ SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 RELEASED = {
     "assets.v1.json": "7b511e9b105144139e589771b4b44968df64cd909aa20b4d047e507b69ee71bb",
     "regions.v1.json": "37df157c38a0b5621d7fc21cb15f2d5ef631134020b2944fd944c7f376e13a47",
-    "tracks.v1.json": "075d950611ef0467cc793748163c55f0aca7ab02b31df103d35802c6f1a101ea",
+    "tracks.v1.json": "cbde125ddd66a6cac9a23910a4c38049cac301bebf9f8184a9e1279cee16cb15",
     "clips.v1.json": "03d6befb9c7951a2da415866380376255c40c5a81bb8d920f804e44853b1d948",
 }
 

@@ -10,7 +10,7 @@ JOBS = sorted((Path(__file__).resolve().parents[2] / "pipelines").glob("*.yaml")
 
 
 def test_the_jobs_that_the_documents_name_are_shipped():
-    assert {"demo.yaml", "image-regions.yaml"} <= {path.name for path in JOBS}
+    assert {"demo.yaml", "demo-video.yaml", "image-regions.yaml", "video-tracks.yaml", "video-stream.yaml"} <= {path.name for path in JOBS}
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
@@ -22,5 +22,5 @@ def test_a_shipped_job_is_valid_and_says_what_comes_out(path):
     assert "datagen run pipelines/" in path.read_text()
 
 
-def test_only_the_demo_uses_the_tiny_checkpoint():
-    assert {path.stem for path in JOBS if load_job(path).model.checkpoint == "tiny"} == {"demo"}
+def test_only_the_demos_use_the_tiny_checkpoint():
+    assert {path.stem for path in JOBS if load_job(path).model.checkpoint == "tiny"} == {"demo", "demo-video"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -93,8 +94,6 @@ def test_too_many_failed_assets_exit_with_1(tmp_path: Path, photos: Path) -> Non
 
 
 def test_run_plan_check_and_stats_agree(tmp_path: Path, photos: Path) -> None:
-    import json
-
     out, arguments = tmp_path / "out", ("-i", photos, "-o", tmp_path / "out", "--json")
     planned = json.loads(datagen("plan", job(tmp_path), *arguments).stdout)
     assert (planned["listed"], planned["done"], planned["left"]) == (3, 0, 3)
@@ -110,6 +109,20 @@ def test_run_plan_check_and_stats_agree(tmp_path: Path, photos: Path) -> None:
     broken = datagen("check", out)
     assert broken.returncode == 1
     assert "violations" in broken.stdout
+
+
+def test_going_on_with_other_options_is_a_warning_that_names_them(tmp_path: Path, photos: Path) -> None:
+    arguments = ("-i", photos, "-o", tmp_path / "out")
+    other = ("--set", "describe.languages=[zh]", "--set", "describe.batch_size=2")
+    assert "warning" not in datagen("run", job(tmp_path), *arguments, "--limit", "2").stdout
+
+    for command in ("plan", "run", "run"):  # the second run has nothing left to do
+        result = datagen(command, job(tmp_path), *arguments, *other)
+        assert result.returncode == 0
+        assert "this job differs in describe.languages." in " ".join(result.stdout.split()), result.stdout
+
+    records = [json.loads(path.read_text()) for path in sorted((tmp_path / "out" / "_datagen" / "runs").glob("*.json"))]
+    assert ["describe.languages" in str(record["summary"]["warnings"]) for record in records] == [False, True]
 
 
 def test_help_is_everywhere() -> None:

@@ -155,3 +155,9 @@ def test_loading_refuses_a_wrong_perceiver_by_name(folder):
     edit(folder, lambda tensors: tensors.pop("model.vision_resampler.sem_tokens.weight"))
     with pytest.raises(ModelLoadError, match=r"missing: sem_tokens\.weight"):
         load_front_end(resolve_model(ModelOptions(checkpoint=str(folder), sam2_config=CONFIG)))
+
+
+def test_the_embedded_checkpoint_brings_its_own_sam2_whatever_a_job_names():
+    files = resolve_model(ModelOptions(checkpoint="tiny", sam2="facebook/sam2.1-hiera-large"))
+    assert files.sam2_weights is not None
+    assert files.sam2_weights.is_relative_to(files.checkpoint)

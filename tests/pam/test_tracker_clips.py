@@ -10,7 +10,8 @@ from tracker_model import HEIGHT, WIDTH, box_at, frames, small_front_end
 from datagen.errors import PromptError
 from datagen.masks import decode_mask, encode_mask, mask_box
 from datagen.pam.tracker import Tracker
-from datagen.perceive.tracking import ClipTracking, handover_prompt, selected_frames, track_clip
+from datagen.perceive.clips import handover_prompt
+from datagen.perceive.tracking import ClipTracking, selected_frames, track_clip
 from datagen.records import Frame, Prompt, Track
 
 NUM_FRAMES = 12

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from video_cases import CASES, RecordingTracker, read_cases
 
 from datagen.masks import decode_mask
-from datagen.perceive.tracking import handover_prompt
+from datagen.perceive.clips import handover_prompt
 from datagen.records import Track, TrackFrame
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
+from datagen.check import check_dataset
 from datagen.cli import app
 from datagen.decode.video import probe_video
 from datagen.evaluate import evaluate
@@ -83,6 +84,15 @@ def test_manifests_ask_for_every_object_in_the_order_of_the_tables(dataset):
                     assert mask[int(y), int(x)]
     everything = list(open_source(SourceOptions(input=str(folder / "manifest-everything.jsonl"))))
     assert [asset.prompts for asset in everything] == [None] * 4
+    clips = list(open_source(SourceOptions(input=str(folder / "manifest-clips.jsonl"))))
+    assert [asset.failure for asset in clips] == [None, None]
+    assert sum(len(asset.prompts) for asset in clips) == written.num_tracks
+    assert {(prompt.frame_index, prompt.type) for asset in clips for prompt in asset.prompts} == {(0, "box")}
+
+
+def test_the_dataset_holds_its_invariants(dataset):
+    report = check_dataset(str(dataset[0]))
+    assert report.ok, report.violations
 
 
 def test_truth_against_itself_is_perfect(dataset):
@@ -100,11 +110,10 @@ def test_more_can_be_added_and_nothing_is_drawn_twice(dataset, tmp_path):
     second = json.loads(result.stdout)
     assert (first.num_images, second["num_images"], second["num_clips"]) == (1, 3, 1)
     assert (tmp_path / "b/media/image-000000.jpg").stat().st_mtime_ns == before
-    names = ["asset_id", "uri", "sha256"]
     one, other = (pd.read_parquet(folder / "assets").set_index("uri") for folder in (dataset[0], tmp_path / "b"))
     shared = other.index.intersection(one.index)
     assert len(shared) == 4
-    assert list(one.loc[shared].asset_id) == list(other.loc[shared].asset_id), names
+    assert list(one.loc[shared].asset_id) == list(other.loc[shared].asset_id)
 
 
 def test_data_sets_of_other_seeds_have_no_scene_in_common():

@@ -2,11 +2,11 @@ import json
 
 import pytest
 import yaml
-from corpora import fake_job, mixed_parts, write_dataset
+from corpora import fake_job, mixed_clips, mixed_parts, write_dataset
 
 from datagen import __version__
 from datagen.errors import SourceError, WriteError
-from datagen.write import RunRecord, open_dataset, open_store, prepare_output, run_records, weight_hashes, write_card
+from datagen.write import RunRecord, open_dataset, open_store, other_options, prepare_output, run_records, weight_hashes, write_card
 
 
 @pytest.fixture
@@ -71,6 +71,25 @@ def test_runs_have_different_ids_in_the_order_of_time(store):
     assert [r.run_id[:15] for r in records] == sorted(r.run_id[:15] for r in records)
 
 
+def test_rows_made_with_other_options_are_known_by_the_paths_that_differ(tmp_path):
+    store = write_dataset(tmp_path, mixed_parts())
+    (run,) = [record["run_id"] for record in run_records(store)]
+    changed = {"perceive": {"engine": "fake", "everything": {"max_regions": 5}}, "describe": {"engine": "fake", "languages": ["zh"]}}
+
+    assert other_options(store, fake_job()) == {}
+    assert other_options(store, fake_job(**changed)) == {run: ["describe.languages", "perceive.everything.max_regions"]}
+
+
+def test_resources_and_runs_that_committed_nothing_make_no_difference(tmp_path):
+    store = write_dataset(tmp_path, mixed_parts())
+    faster = {"perceive": {"engine": "fake", "batch_size": 2, "pool": {"num_cpus": 3}}, "write": {"assets_per_part": 9}}
+    assert other_options(store, fake_job(**faster)) == {}
+    assert fake_job(**faster).hash() == fake_job().hash() != fake_job(assemble={"min_area_px": 4}).hash()
+
+    RunRecord.new(fake_job(assemble={"min_area_px": 4})).write(store, status="interrupted", summary={"parts": 0})
+    assert other_options(store, fake_job()) == {}
+
+
 def test_a_damaged_run_record_is_named(store):
     store.write("_datagen/runs/x.json", b"{")
     with pytest.raises(SourceError, match=r"runs/x\.json is damaged"):
@@ -92,6 +111,28 @@ def test_the_card_tells_what_is_there(tmp_path):
     assert [config["config_name"] for config in card["configs"]] == ["regions", "assets"]
     for line in ("| assets | 9 |", "| · failed | 1 |", "| regions | 17 |", "| parts | 3 |", "`caption_zh`"):
         assert line in body
+    assert "tracks" not in body
+
+
+@pytest.mark.parametrize(
+    ("parts", "clips", "tables"),
+    [
+        (mixed_parts(), mixed_clips(), ["regions", "tracks", "clips", "assets"]),
+        ([], mixed_clips(), ["tracks", "clips", "assets"]),
+        ([], mixed_clips()[6:7], ["clips", "assets"]),
+        ([], mixed_clips()[-2:], ["tracks", "clips"]),
+    ],
+)
+def test_the_card_tells_of_videos_where_there_are_some(tmp_path, parts, clips, tables):
+    write_card(write_dataset(tmp_path, parts, clips), fake_job())
+    _, front_matter, body = (tmp_path / "README.md").read_text().split("---\n", 2)
+    card = yaml.safe_load(front_matter)
+    assert [config["config_name"] for config in card["configs"]] == tables
+    assert "video-text-to-text" in card["task_categories"]
+    for line in (f"| clips | {len(clips)} |", "`text_en`", "Objects of videos", "masklet(tracks[0])", "unnest(events)"):
+        assert line in body
+    for line in ("Regions of images", "regions/*.parquet"):
+        assert (line in body) == ("regions" in tables)
 
 
 def test_the_card_of_nothing_names_no_files(store):

@@ -1,13 +1,12 @@
-"""`datagen check`: proves on a finished dataset that every asset is there once, every region is there once, and every part is whole.
+"""The check of a whole dataset: its folder, and its images part by part; its videos are checked in check/videos.py.
 
-One part is in memory at a time; what must be known of the whole dataset is 16 bytes per asset.
+One part is in memory at a time; what must be known of the whole dataset is 16 bytes per asset and the name of every part.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -15,62 +14,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datagen.check_rows import AssetFacts, Problem, asset_facts, asset_problems, region_problems
+from datagen.check.parts import batches, damage
+from datagen.check.report import CheckReport, Code
+from datagen.check.rows import AssetFacts, asset_facts, asset_problems, region_problems
+from datagen.check.videos import VideoCheck
 from datagen.errors import WriteError
 from datagen.write.done import DoneSet, id_keys
 from datagen.write.layout import MARKER, RUNS, check_marker, open_dataset
-from datagen.write.parts import PART_NAME, part_id_of, part_path
-from datagen.write.schema import SCHEMA_KEY, SCHEMA_VERSIONS, arrow_schema
+from datagen.write.parts import COMMITTED_BY, PART_NAME, part_id_of, part_path
+from datagen.write.schema import SCHEMA_VERSIONS
 from datagen.write.store import STAGING, TEMP_PREFIX, Store
 
-MAX_LISTED = 10_000
-_BATCH_ROWS = 2048
-_ASSET_COLUMNS = ("asset_id", "status", "error_code", "error_message", "num_regions", "width", "height", "part_id", "run_id")
 _REGION_COLUMNS = ("region_id", "asset_id", "region_index", "part_id", "run_id", "mask", "area_px", "box_xyxy")
 _EXPECTED_AT_ONCE = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One broken promise. `code` is stable; table, part and id say where, as far as it is about one."""
-
-    code: str
-    message: str
-    table: str | None = None
-    part: str | None = None
-    id: str | None = None
-
-    def __str__(self) -> str:
-        where = " ".join(word for word in (self.table, self.part, self.id) if word)
-        return f"{self.code}: {where + ': ' if where else ''}{self.message}"
-
-
-@dataclass
-class CheckReport:
-    """What was looked at and what was wrong. `violations` holds the first 10,000; `by_code` counts all of them."""
-
-    dataset: str
-    violations: list[Violation] = field(default_factory=list)
-    by_code: Counter[str] = field(default_factory=Counter)
-    num_parts: int = 0
-    num_assets: int = 0
-    num_regions: int = 0
-    statuses: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing was wrong."""
-        return not self.by_code
-
-    def add(self, code: str, message: str, *, table: str | None = None, part: str | None = None, id: str | None = None) -> None:
-        """Note a violation."""
-        self.by_code[code] += 1
-        if len(self.violations) < MAX_LISTED:
-            self.violations.append(Violation(code, message, table, part, id))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {"ok": self.ok, **asdict(self), "by_code": dict(self.by_code), "statuses": dict(self.statuses)}
 
 
 def check_dataset(uri: str, deep: bool = True, expected: Iterable[str] | None = None) -> CheckReport:
@@ -84,19 +40,25 @@ def check_dataset(uri: str, deep: bool = True, expected: Iterable[str] | None = 
     _check_marker(store, report)
     parts = {table: set(_parts(store, table, report)) for table in SCHEMA_VERSIONS}
     _check_debris(store, report)
-    for part in sorted(parts["regions"] - parts["assets"]):
-        message = "there is no assets part of the same name, so this one was never committed; the next run removes it"
-        report.add("orphan_part", message, table="regions", part=part)
+    for table, mark in COMMITTED_BY.items():
+        for part in sorted(parts[table] - parts[mark]):
+            message = f"there is no {mark} part of the same name, so this one was never committed; the next run removes it"
+            report.add("orphan_part", message, table=table, part=part)
     runs = {path.split("/")[-1].removesuffix(".json") for path, _ in store.list(RUNS)}
+    videos = VideoCheck(store, parts["clips"], parts["tracks"], runs, deep, report)
     keys, names = [np.empty((0, 2), dtype=np.uint64)], sorted(parts["assets"])
     for part in names:
-        assets = _check_assets(store, part, runs, report)
+        assets, video_rows = _check_assets(store, part, runs, report)
         keys.append(id_keys(assets))
         _check_regions(store, part, part in parts["regions"], assets, deep, report)
+        for row in video_rows:
+            videos.check_finished(row, part)
     all_keys = np.concatenate(keys)
     _check_repeats(store, names, [len(some) for some in keys[1:]], all_keys, report)
+    found = DoneSet(all_keys, report.statuses, len(names))
+    videos.check_unfinished(found)
     if expected is not None:
-        _check_expected(DoneSet(all_keys, report.statuses, len(names)), expected, report)
+        _check_expected(found, expected, report)
     return report
 
 
@@ -115,7 +77,7 @@ def _parts(store: Store, table: str, report: CheckReport) -> Iterator[str]:
         name = path.removeprefix(f"{table}/")
         match = PART_NAME.match(name)
         if match:
-            report.num_parts += table == "assets"
+            report.num_parts += table in COMMITTED_BY.values()
             yield match["id"]
         elif TEMP_PREFIX not in path:
             report.add("unexpected_file", "not a part; readers of the folder would take it for one", table=table, part=name)
@@ -127,82 +89,44 @@ def _check_debris(store: Store, report: CheckReport) -> None:
             report.add("debris", f"{path} is a temporary file that a killed run left; the next run removes it")
 
 
-def _check_assets(store: Store, part: str, runs: set[str], report: CheckReport) -> dict[str, AssetFacts]:
-    """Facts by asset id; empty where the part cannot be read."""
+def _check_assets(store: Store, part: str, runs: set[str], report: CheckReport) -> tuple[dict[str, AssetFacts], list[dict[str, Any]]]:
+    """Facts by asset id, and the rows of videos; empty where the part cannot be read."""
     facts: dict[str, AssetFacts] = {}
-    for rows in _batches(store, "assets", part, _ASSET_COLUMNS, report):
+    videos = []
+    for rows in batches(store, "assets", part, report):
+        videos += [row for row in rows if row["media_type"] == "video"]
         for row in rows:
             report.num_assets += 1
             report.statuses[row["status"]] += 1
             if row["asset_id"] in facts:
                 report.add("duplicate_asset", "there twice in this part", table="assets", part=part, id=row["asset_id"])
             facts[row["asset_id"]] = asset_facts(row)
-            _add_all(report, asset_problems(row, part, runs), "assets", part)
+            report.add_all(asset_problems(row, part, runs), "assets", part)
     if facts and part_id_of(facts) != part:
         message = f"the name should be part-{part_id_of(facts)}, from the assets in it: a part was renamed, copied or edited"
         report.add("part_name", message, table="assets", part=part)
-    return facts
+    return facts, videos
 
 
 def _check_regions(store: Store, part: str, exists: bool, assets: Mapping[str, AssetFacts], deep: bool, report: CheckReport) -> None:
     """Every region belongs to an asset of the same-named part, and each asset has as many as its row says."""
     counts: Counter[str] = Counter()
     seen: set[str] = set()
-    damage = _damage(report)
-    for rows in _batches(store, "regions", part, _REGION_COLUMNS, report) if exists else ():
+    before = damage(report)
+    for rows in batches(store, "regions", part, report, _REGION_COLUMNS) if exists else ():
         for row in rows:
             report.num_regions += 1
             counts[row["asset_id"]] += 1
             if row["region_id"] in seen:
                 report.add("duplicate_region", "there twice in this part", table="regions", part=part, id=row["region_id"])
             seen.add(row["region_id"])
-        _add_all(report, region_problems(rows, part, assets, deep), "regions", part)
-    if _damage(report) > damage:
+        report.add_all(region_problems(rows, part, assets, deep), "regions", part)
+    if damage(report) > before:
         return  # what could not be read was not counted either
     for asset_id, facts in assets.items():
         if counts[asset_id] != facts.num_regions:
             message = f"num_regions says {facts.num_regions}, the regions part of the same name has {counts[asset_id]}"
             report.add("region_count", message, table="assets", part=part, id=asset_id)
-
-
-def _add_all(report: CheckReport, problems: Iterable[Problem], table: str, part: str) -> None:
-    for code, message, row_id in problems:
-        report.add(code, message, table=table, part=part, id=row_id)
-
-
-def _damage(report: CheckReport) -> int:
-    return report.by_code["unreadable_part"] + report.by_code["schema"]
-
-
-def _batches(store: Store, table: str, part: str, columns: Sequence[str], report: CheckReport) -> Iterator[list[dict[str, Any]]]:
-    """Some columns of a part, some rows at a time; the others are read too, to prove that they can be.
-
-    Damage and a wrong schema are reported, and end it.
-    """
-    try:
-        with store.open_input(part_path(table, part)) as source:
-            file = pq.ParquetFile(source, page_checksum_verification=True)
-            difference = _difference(file.schema_arrow, arrow_schema(table))
-            if difference:
-                report.add("schema", difference, table=table, part=part)
-                return
-            for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
-                yield batch.select(columns).to_pylist()
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        report.add("unreadable_part", f"not a whole Parquet file: {error}", table=table, part=part)
-
-
-def _difference(schema: pa.Schema, contract: pa.Schema) -> str:
-    """In what a part's columns differ from the contract's; empty when they are the same."""
-    title = contract.metadata[SCHEMA_KEY].decode()
-    if schema.equals(contract):
-        version = (schema.metadata or {}).get(SCHEMA_KEY, b"no version").decode("utf-8", "replace")
-        return "" if version == title else f"the columns are those of {title}, but the file says {version}"
-    found, wanted = ({field.name: field for field in s} for s in (schema, contract))
-    missing = [f"{name} is missing" for name in wanted if name not in found]
-    extra = [f"{name} is unknown" for name in found if name not in wanted]
-    changed = [f"{name} is {found[name]}, not {wanted[name]}" for name in wanted if name in found and not found[name].equals(wanted[name])]
-    return f"the columns are not those of {title}: " + ("; ".join(missing + extra + changed) or "they are in another order")
 
 
 def _check_repeats(store: Store, names: Sequence[str], sizes: Sequence[int], keys: np.ndarray, report: CheckReport) -> None:
@@ -221,7 +145,7 @@ def _check_repeats(store: Store, names: Sequence[str], sizes: Sequence[int], key
                     places.setdefault((table, row_id), []).append(names[int(index)])
     for (table, row_id), parts in places.items():
         if len(parts) > 1:
-            code = "duplicate_asset" if table == "assets" else "duplicate_region"
+            code: Code = "duplicate_asset" if table == "assets" else "duplicate_region"
             report.add(code, f"in {len(parts)} parts: {', '.join(parts)}", table=table, part=parts[-1], id=row_id)
 
 

@@ -1,0 +1,55 @@
+"""Reading a part as the contract has it; what cannot be read is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datagen.check.report import CheckReport
+from datagen.write.parts import part_path
+from datagen.write.schema import SCHEMA_KEY, arrow_schema
+from datagen.write.store import Store
+
+_BATCH_ROWS = 2048
+_BATCH_TRACKS = 32  # a track holds a mask per frame
+
+
+def batches(
+    store: Store, table: str, part: str, report: CheckReport, columns: Sequence[str] | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """Some columns of a part (None: all), some rows at a time; the others are read too, to prove that they can be.
+
+    Damage and a wrong schema are reported, and end it.
+    """
+    try:
+        with store.open_input(part_path(table, part)) as source:
+            file = pq.ParquetFile(source, page_checksum_verification=True)
+            difference = _difference(file.schema_arrow, arrow_schema(table))
+            if difference:
+                report.add("schema", difference, table=table, part=part)
+                return
+            for batch in file.iter_batches(_BATCH_TRACKS if table == "tracks" else _BATCH_ROWS, use_threads=False):
+                yield (batch if columns is None else batch.select(columns)).to_pylist()
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        report.add("unreadable_part", f"not a whole Parquet file: {error}", table=table, part=part)
+
+
+def damage(report: CheckReport) -> int:
+    """How much of what was to be read could not be; when it grew, counts of rows say nothing."""
+    return report.by_code["unreadable_part"] + report.by_code["schema"]
+
+
+def _difference(schema: pa.Schema, contract: pa.Schema) -> str:
+    """In what a part's columns differ from the contract's; empty when they are the same."""
+    title = contract.metadata[SCHEMA_KEY].decode()
+    if schema.equals(contract):
+        version = (schema.metadata or {}).get(SCHEMA_KEY, b"no version").decode("utf-8", "replace")
+        return "" if version == title else f"the columns are those of {title}, but the file says {version}"
+    found, wanted = ({field.name: field for field in s} for s in (schema, contract))
+    missing = [f"{name} is missing" for name in wanted if name not in found]
+    extra = [f"{name} is unknown" for name in found if name not in wanted]
+    changed = [f"{name} is {found[name]}, not {wanted[name]}" for name in wanted if name in found and not found[name].equals(wanted[name])]
+    return f"the columns are not those of {title}: " + ("; ".join(missing + extra + changed) or "they are in another order")

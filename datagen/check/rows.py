@@ -1,0 +1,96 @@
+"""What must hold within a row of `assets` and `regions`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from datagen.check.masks import areas_and_boxes, box_problem, mask_problem
+from datagen.check.report import Problem
+
+STATUSES = ("ok", "empty", "failed")
+
+
+class AssetFacts(NamedTuple):
+    """What the regions of an asset are checked against. width and height in pixels."""
+
+    num_regions: int
+    width: int | None
+    height: int | None
+    run_id: str
+
+
+def asset_facts(row: Mapping[str, Any]) -> AssetFacts:
+    """The facts of a row of `assets`."""
+    return AssetFacts(row["num_regions"], row["width"], row["height"], row["run_id"])
+
+
+def asset_problems(row: Mapping[str, Any], part: str, runs: set[str]) -> Iterator[Problem]:
+    """What is wrong with a row of `assets`. runs: ids of the runs that left a record. A video's row must follow from its clips
+    (check/videos.py), so what it says of them is not looked at here.
+    """
+    asset_id, media_type = row["asset_id"], row["media_type"]
+    yield from provenance_problems(row, asset_id, part, runs)
+    of_clips = row["num_clips"], row["num_tracks"]
+    if media_type == "image" and of_clips == (None, None):
+        yield from outcome_problems(row, asset_id, "num_regions")
+    elif media_type != "video" or None in of_clips or row["num_regions"]:
+        counts = ", ".join(f"{name} {row[name]}" for name in ("num_regions", "num_clips", "num_tracks"))
+        yield "media_type", f"media_type is {media_type!r} with {counts}; an image has regions, a video clips and tracks", asset_id
+
+
+def provenance_problems(row: Mapping[str, Any], row_id: str, part: str, runs: set[str]) -> Iterator[Problem]:
+    """Whether a row knows its part, and its run left a record."""
+    if row["part_id"] != part:
+        yield "part_id", f"the row says it is in part {row['part_id']}", row_id
+    if row["run_id"] not in runs:
+        yield "unknown_run", f"there is no record of its run {row['run_id']}", row_id
+
+
+def outcome_problems(row: Mapping[str, Any], row_id: str, counted: str) -> Iterator[Problem]:
+    """Whether status, error and size of a row of `assets` or `clips` agree, with the column that counts what was found, too."""
+    status, count = row["status"], row[counted]
+    if status not in STATUSES:
+        yield "status", f"status is {status!r}; allowed: {', '.join(STATUSES)}", row_id
+    elif (status == "ok") != (count > 0):
+        yield "status", f"status {status} with {counted} {count}", row_id
+    if status == "failed" and not (row["error_code"] and row["error_message"]):
+        yield "failed_row", "failed, without a code and a message", row_id
+    if status != "failed" and (row["error_code"] or row["error_message"]):
+        yield "failed_row", f"status {status}, with the error {row['error_code']}: {row['error_message']}", row_id
+    if status == "ok" and not (row["width"] and row["height"]):
+        yield "asset_size", f"{counted} is {count}, but width {row['width']} and height {row['height']}", row_id
+
+
+def region_problems(rows: Sequence[Mapping[str, Any]], part: str, assets: Mapping[str, AssetFacts], deep: bool) -> Iterator[Problem]:
+    """What is wrong with rows of `regions` in the part of these assets."""
+    decodable = []
+    for row in rows:
+        region_id, asset_id = row["region_id"], row["asset_id"]
+        if region_id != f"{asset_id}-{row['region_index']:04d}":
+            yield "region_id", f"should be {asset_id}-{row['region_index']:04d}", region_id
+        if row["part_id"] != part:
+            yield "part_id", f"the row says it is in part {row['part_id']}", region_id
+        facts = assets.get(asset_id)
+        if facts is None:
+            yield "stray_region", f"its asset {asset_id} is not in the assets part of the same name", region_id
+            continue
+        if row["run_id"] != facts.run_id:
+            yield "mixed_runs", f"run {row['run_id']}, while its asset is of run {facts.run_id}", region_id
+        if deep:
+            problem = mask_problem(row["mask"], facts.height, facts.width)
+            if problem:
+                yield "mask", problem, region_id
+            else:
+                decodable.append(row)
+    yield from _mask_differences(decodable)
+
+
+def _mask_differences(rows: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
+    areas, boxes = areas_and_boxes([row["mask"] for row in rows])
+    for row, area, box in zip(rows, areas, boxes, strict=True):
+        if row["area_px"] != area:
+            yield "area", f"area_px is {row['area_px']}, the mask has {area} pixels", row["region_id"]
+        problem = box_problem(row["box_xyxy"], box)
+        if problem:
+            yield "box", problem, row["region_id"]

@@ -1,0 +1,69 @@
+"""What finds and follows objects in one clip of a video, and what it is told and tells."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from datagen.records import DecodedFrame, Handover, Prompt, Track, TrackFrame
+
+NewTrackId = Callable[[], str]
+
+
+@dataclass(slots=True)
+class ClipObject:
+    """One object to follow. prompts: position among the clip's sampled frames -> prompt."""
+
+    track_id: str
+    prompts: dict[int, Prompt]
+
+
+@dataclass(frozen=True, slots=True)
+class ClipScene:
+    """A clip before it is looked at. sampled: (frame_index, timestamp_s) of its frames. end_s: seconds. width, height: of the video, px."""
+
+    sampled: Sequence[tuple[int, float]]
+    end_s: float
+    width: int
+    height: int
+
+
+@dataclass(slots=True)
+class ClipFindings:
+    """What a clip holds: its tracks, what the next clip needs to go on with those seen at its end, and what was dropped, by reason."""
+
+    tracks: list[Track] = field(default_factory=list)
+    handovers: list[Handover] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+class ClipPerceiver(Protocol):
+    """The models of a worker."""
+
+    image_size: int
+
+    def perceive(
+        self, scene: ClipScene, frames: Iterator[DecodedFrame], objects: Sequence[ClipObject], new_track_id: NewTrackId | None
+    ) -> ClipFindings:
+        """Follow the given objects; with `new_track_id` also look for others, and call it for each.
+
+        frames: exactly those of `scene.sampled`, in order. Raises PromptError for a prompt that makes no sense, ModelOutputError
+        (`out_of_memory`), MemoryShortError, and ClusterError when the device is broken.
+        """
+
+
+def handover_prompt(last: TrackFrame, kind: Literal["box", "mask", "box+mask"] = "box") -> Prompt | None:
+    """What asks the next clip for the same object, on its first frame; None when the object is not seen in `last`.
+
+    box: the reference's rule for streams. mask: taken as the answer itself, so it fits only where the next clip begins with this
+    very frame. box+mask: where the next clip begins with the frame after, the decoder finds the object anew from both.
+    """
+    if last.mask is None:
+        return None
+    return Prompt(
+        box=last.box_xyxy if kind != "mask" else None,
+        mask=last.mask if kind != "box" else None,
+        source="handover",
+    )

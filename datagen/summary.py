@@ -1,0 +1,67 @@
+"""What a run has done so far, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datagen.write import StagedPart
+
+
+@dataclass
+class RunSummary:
+    """`listed` counts assets of the input, `done_before` those that earlier runs committed.
+
+    `statuses` and `failures` count assets (images, and videos once all their clips are committed); `clips` and `tracks` those that
+    this run committed, also of videos that are not complete yet.
+    """
+
+    run_id: str
+    output: str
+    listed: int = 0
+    done_before: int = 0
+    repeated: int = 0
+    todo: int = 0
+    parts: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    usage: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    regions: int = 0
+    videos: int = 0
+    clips: int = 0
+    tracks: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+    counters: dict[str, int] = field(default_factory=dict)
+    spans: dict[str, list[float]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, part: StagedPart) -> None:
+        """Count a published part: of images, or a clip."""
+        self.parts += 1
+        self.dropped.update(part.dropped)
+        self.usage.update(part.usage)
+        self.regions += part.num_regions
+        self.tracks += part.num_tracks
+        if part.clip is None:
+            self.statuses.update(part.statuses)
+            self.failures.update(part.failures)
+        else:
+            self.clips += 1
+
+    def add_videos(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Count the rows of finished videos."""
+        for row in rows:
+            self.videos += 1
+            self.statuses[row["status"]] += 1
+            if row["error_code"]:
+                self.failures[row["error_code"]] += 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
