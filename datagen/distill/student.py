@@ -106,6 +106,13 @@ def new_student(options: StudentOptions, folder: Path, texts: Iterable[str], see
         return Student(segmenter, segmenter_config, checkpoint_config() | options.llm | changes, folder)
 
 
+def image_size_of(options: StudentOptions) -> int:
+    """The side of the square pictures that the student sees, px; known before it is made."""
+    if options.init is None:
+        return int(_segmenter_config(options.segmenter)["image_size"])
+    return int(model_config(resolve_model(ModelOptions(checkpoint=options.init)).sam2_config)["image_size"])
+
+
 def load_student(checkpoint: str) -> Student:
     """A student with the weights of a checkpoint folder or hub id. Raises ModelLoadError when it is none."""
     files = resolve_model(ModelOptions(checkpoint=checkpoint))

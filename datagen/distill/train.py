@@ -19,40 +19,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from datagen.distill.clips import ClipCorpus, load_clips
-from datagen.distill.config import DescribeStage, DistillConfig, SegmentStage, Stage, StageOptions
-from datagen.distill.corpus import Corpus, load_corpus, read_texts, require_texts
-from datagen.distill.describe import DescribeTask
-from datagen.distill.features import region_features, track_features
-from datagen.distill.segment import SegmentTask
-from datagen.distill.student import Student, new_student
-from datagen.distill.track import TrackTask
+from datagen.distill.config import DistillConfig, Stage, StageOptions
+from datagen.distill.student import Student, image_size_of, new_student
+from datagen.distill.tasks import Data, Task, make_task, trainable
 from datagen.errors import JobError, OutputBusyError
 
 _FLOOR = 0.05  # of the learning rate, at the end of a stage
-
-
-class Task(Protocol):
-    """What a stage trains. `head`: further parameters that are thrown away in the end."""
-
-    head: nn.Module
-
-    def modules(self) -> Iterator[nn.Module]:
-        """The student's parts that are trained."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Trained parameters that belong to no module as a whole."""
-
-    def batch(self, step: int) -> Any:
-        """The batch of one step: a function of seed and step alone."""
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch, and what to report of it."""
 
 
 @dataclass(slots=True)
@@ -89,45 +66,30 @@ def distill(config: DistillConfig, data: str, output: str | Path, progress: Prog
 
 def _distill(config: DistillConfig, data: str, output: Path, work: Path, progress: Progress) -> Path:
     _refuse_other_training(config, data, work)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    corpora = _Data(data, work / "cache", _image_size(config))
+    corpora = Data(data, work / "cache", image_size_of(config.student))
     student = new_student(config.student, work / "tokenizer", corpora.texts(), config.seed).to(_device(config.device))
     training = _Training(config, work, student, corpora, progress)
-    for number in range(len(config.stages)):
-        training.run(number)
+    with _deterministic():
+        for number in range(len(config.stages)):
+            training.run(number)
     return student.export(output)
 
 
-class _Data:
-    """The dataset's two kinds of examples, each read when a stage first needs it."""
-
-    def __init__(self, dataset: str, cache: Path, image_size: int) -> None:
-        self.dataset, self._cache, self._size = dataset, cache, image_size
-        self._regions: Corpus | None = None
-        self._clips: ClipCorpus | None = None
-
-    def regions(self) -> Corpus:
-        """Images with their regions."""
-        if self._regions is None:
-            self._regions = load_corpus(self.dataset, self._cache, self._size)
-        return self._regions
-
-    def clips(self) -> ClipCorpus:
-        """Clips with their tracks."""
-        if self._clips is None:
-            self._clips = load_clips(self.dataset, self._cache, self._size)
-        return self._clips
-
-    def texts(self) -> list[str]:
-        """Every text once, in the order of the alphabet."""
-        regions, tracks = read_texts(self.dataset)
-        return sorted({*regions, *tracks})
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """The same sums in the same order, where the device can."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 class _Training:
     """The state of a training: which stage and step it has reached."""
 
-    def __init__(self, config: DistillConfig, work: Path, student: Student, data: _Data, progress: Progress) -> None:
+    def __init__(self, config: DistillConfig, work: Path, student: Student, data: Data, progress: Progress) -> None:
         self.config, self.work, self.student, self.data, self.progress = config, work, student, data, progress
         self.stage, self.step, self.sums = 0, 0, Sums({}, {})
         self._saved: dict[str, Any] = {}
@@ -146,9 +108,9 @@ class _Training:
         options = self.config.stages[number]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            task = _make_task(options, self.student, self.data, self.config.seed, self.work / "cache")
+            task = make_task(options, self.student, self.data, self.config.seed, self.work / "cache")
         task.head.to(self.student.device)
-        weights = _trainable(task)
+        weights = trainable(task)
         optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.98))
         if self._saved and number == self._saved["stage"] and self._saved["step"]:
             task.head.load_state_dict(self._saved["head"])
@@ -159,32 +121,34 @@ class _Training:
         self.stage, self.step = number + 1, 0
         self._save(nn.Module(), None)
 
-    def _steps(self, options: StageOptions, task: Task, weights: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    def _steps(self, options: Stage, task: Task, weights: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         started = saved = time.monotonic()
         while self.step < options.steps:
-            torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # dropout
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(options, self.step)
-            with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.config.bfloat16):
-                loss, report = task.loss(task.batch(self.step))
-            if not math.isfinite(report["loss"]):
-                raise JobError(f"stage {self.stage} ({options.kind}) diverged at step {self.step}: the loss is {report['loss']}; "  # type: ignore[attr-defined]
-                               "lower its learning_rate")  # fmt: skip
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(weights, options.clip_norm)
-            optimizer.step()
-            self.sums.add(report)
-            self.step += 1
+            self._one_step(options, task, weights, optimizer)
             if self.step % self.config.steps_per_epoch == 0 or self.step == options.steps:
-                self._write_metrics(options, time.monotonic() - started)
+                self._write_metrics(options.kind, time.monotonic() - started)
                 started = time.monotonic()
             if time.monotonic() - saved > self.config.save_every_s:
                 self._save(task.head, optimizer)
                 saved = time.monotonic()
 
-    def _write_metrics(self, options: StageOptions, seconds: float) -> None:
-        kind = getattr(options, "kind", "")
+    def _one_step(self, options: Stage, task: Task, weights: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # dropout
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(options, self.step)
+        with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.config.bfloat16):
+            loss, report = task.loss(task.batch(self.step))
+        if not math.isfinite(report["loss"]):
+            where = f"stage {self.stage} ({options.kind}) diverged at step {self.step}"
+            raise JobError(f"{where}: the loss is {report['loss']}; lower its learning_rate, {options.learning_rate}")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(weights, options.clip_norm)
+        optimizer.step()
+        self.sums.add(report)
+        self.step += 1
+
+    def _write_metrics(self, kind: str, seconds: float) -> None:
         line = {"stage": self.stage, "kind": kind, "step": self.step, **self.sums.means(), "seconds": round(seconds, 1)}
         with (self.work / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -220,35 +184,6 @@ def learning_rate(options: StageOptions, step: int) -> float:
     return options.learning_rate * (_FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * part)))
 
 
-def _make_task(options: Stage, student: Student, data: _Data, seed: int, cache: Path) -> Task:
-    if isinstance(options, SegmentStage):
-        return SegmentTask(options, student, data.regions(), seed)
-    if isinstance(options, DescribeStage):
-        return _describe_task(options, student, data, seed, cache)
-    return TrackTask(options, student, data.clips(), seed)
-
-
-def _describe_task(options: DescribeStage, student: Student, data: _Data, seed: int, cache: Path) -> DescribeTask:
-    regions = tracks = None
-    if options.clip_share < 1:
-        require_texts(data.regions(), options.tasks, options.languages, data.dataset)
-        regions = data.regions(), region_features(student, data.regions(), cache)
-    if options.clip_share > 0:
-        tracks = data.clips(), track_features(student, data.clips(), cache)
-    return DescribeTask(options, student, seed, regions, tracks)
-
-
-def _trainable(task: Task) -> list[nn.Parameter]:
-    """Switch on what the task trains, and list it."""
-    weights: dict[int, nn.Parameter] = {}
-    for module in task.modules():
-        module.train()
-    for weight in (*(p for module in (*task.modules(), task.head) for p in module.parameters()), *task.parameters()):
-        weight.requires_grad = True
-        weights[id(weight)] = weight
-    return list(weights.values())
-
-
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file aside, flush it to the disk, and give it its name."""
     aside = path.with_name(f".{path.name}.new")
@@ -280,16 +215,6 @@ def _refuse_other_training(config: DistillConfig, data: str, work: Path) -> None
             raise JobError(f"{work} holds a training with other {' and '.join(changed)}; give another --output, or delete that folder")
     else:
         _replace(path, lambda aside: aside.write_text(json.dumps(mine, indent=1), encoding="utf-8"))
-
-
-def _image_size(config: DistillConfig) -> int:
-    if config.student.init is not None:
-        from datagen.job import ModelOptions
-        from datagen.pam.checkpoint import resolve_model
-        from datagen.pam.segmenter import model_config
-
-        return int(model_config(resolve_model(ModelOptions(checkpoint=config.student.init)).sam2_config)["image_size"])
-    return int(config.student.segmenter.get("image_size", 1024))
 
 
 def _device(name: str) -> torch.device:

@@ -174,7 +174,7 @@ def _region(index: int, mask: NDArray[np.bool_], texts: dict[str, Texts]) -> Reg
         raise ValueError(f"shape {index} has no visible pixel; the composer keeps none of these")
     return Region(
         region_index=index,
-        prompt=Prompt(box=box, source="scene"),
+        prompt=Prompt(box=box, source="manifest"),
         mask=encode_mask(mask),
         box_xyxy=box,
         area_px=int(mask.sum()),
@@ -189,7 +189,7 @@ def _track(sample: Sample, clip: MovingScene, index: int, frames: Sequence[Rende
     actor, seen = clip.actors[index], [_track_frame(index, number, frame) for number, frame in enumerate(frames)]
     return Track(
         object_index=index,
-        prompts={0: Prompt(box=seen[0].box_xyxy, source="scene")},
+        prompts={0: Prompt(box=seen[0].box_xyxy, source="manifest")},
         frames=seen,
         track_id=track_id_of(sample.asset.asset_id, index),
         events=_events(actor),
