@@ -211,7 +211,7 @@ def pools(job: Job, cluster: dict[str, float]) -> dict[str, Pool]:
     threads = 1 if uses_gpu else max(1, int((cpus / models - 2) * 2 / 3))
     on_gpu = {"perceive": 0.3 * (uses_gpu and job.perceive.engine == "pam"), "describe": 0.7 * (uses_gpu and job.describe.engine != "fake")}
     wanted = {
-        "decode": Pool(num_cpus=0.5, num_gpus=0, min_workers=1, max_workers=max(1, int(cpus) // 2)),
+        "decode": Pool(num_cpus=0.5, num_gpus=0, min_workers=1, max_workers=max(1, int(cpus - 2) // 2)),
         "perceive": Pool(num_cpus=max(1, threads // 2), num_gpus=on_gpu["perceive"], min_workers=models, max_workers=models),
         "describe": Pool(num_cpus=threads, num_gpus=on_gpu["describe"], min_workers=models, max_workers=models),
         "write": Pool(num_cpus=0.25, num_gpus=0, min_workers=1, max_workers=max(1, int(cpus))),
