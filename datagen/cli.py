@@ -122,6 +122,67 @@ def stats(dataset: Dataset, as_json: AsJson = False) -> None:
     _show(numbers, as_json, lambda console: console.print(render_stats(numbers)))
 
 
+@app.command("eval")
+def evaluate(
+    dataset: Dataset,
+    gold: Annotated[str, typer.Option(help="what is true: a dataset folder, or a COCO or LVIS .json")],
+    similarity: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="also compare sentence embeddings, such as sentence-transformers/all-MiniLM-L6-v2"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a dataset against gold: mask IoU and recall, labels and texts, clips, per category.
+
+    Example: `datagen eval corpus/ --gold annotations/lvis_v1_val.json`
+    """
+    from datagen.evaluate import evaluate as measure
+    from datagen.evaluate.render import render_report
+
+    report = measure(dataset, gold, similarity)
+    _show(report, as_json, lambda console: console.print(render_report(report)))
+
+
+@app.command()
+def scenes(
+    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="dataset folder; an existing one gets what it lacks")],
+    images: Annotated[int, typer.Option(min=0, help="pictures")] = 100,
+    clips: Annotated[int, typer.Option(min=0, help="short videos")] = 0,
+    seed: Annotated[int, typer.Option(help="other seeds are other scenes")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Draw scenes of shapes with exact truth, as a dataset with its media and manifests that ask for them.
+
+    Example: `datagen scenes corpus/scenes --images 1000 --clips 100 --seed 7`
+    """
+    from dataclasses import asdict
+
+    from datagen.scenes import write_scenes
+
+    written = write_scenes(output, num_images=images, num_clips=clips, seed=seed)
+    found = f"{written.num_images} pictures with {written.num_regions} regions, {written.num_clips} clips with {written.num_tracks} tracks"
+    _show(asdict(written), as_json, lambda console: console.print(f"{written.output}: {found}"))
+
+
+@app.command()
+def distill(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="the student and its training, such as examples/tiny-shapes/distill.yaml")
+    ],
+    data: Annotated[str, typer.Option(metavar="DATASET", help="dataset to learn from; relative URIs start from its folder")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="checkpoint folder; its work lies in FOLDER.work")],
+) -> None:
+    """Train a student from a dataset, or go on with a training that was interrupted; one line of metrics per epoch.
+
+    Example: `datagen distill examples/tiny-shapes/distill.yaml --data corpus/scenes --output student`
+    """
+    from datagen.distill.config import load_config
+    from datagen.distill.train import distill as train
+
+    folder = train(load_config(config), data, output, lambda metrics: typer.echo(json.dumps(metrics)))
+    typer.echo(f"student: {folder}. Use it with: datagen run JOB.yaml --model {folder}", err=True)
+
+
 @model_app.command("show")
 def model_show(
     checkpoint: Annotated[str, typer.Argument(metavar="MODEL", help="`tiny`, a checkpoint folder, or a hub id")],

@@ -169,14 +169,16 @@ def start_ray(job: Job) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if ray.is_initialized():
         return False
-    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": True, "configure_logging": False}
+    # `local`: without an address Ray would join whatever cluster was last started on this machine.
+    embedded: dict[str, Any] = {"address": "local", "include_dashboard": False, "num_cpus": _embedded_cpus(job)}
+    quiet: dict[str, Any] = {"log_to_driver": True, "configure_logging": False}
     try:
         with handlers_kept():
             if job.run.ray_address:
-                ray.init(address=job.run.ray_address, log_to_driver=True, configure_logging=False)
+                ray.init(address=job.run.ray_address, **quiet)
             else:
                 store = job.run.object_store_gib
-                ray.init(num_cpus=_embedded_cpus(job), object_store_memory=int(store * 2**30) if store else None, **quiet)
+                ray.init(object_store_memory=int(store * 2**30) if store else None, **embedded, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = job.run.ray_address or "an embedded Ray"
         raise ClusterError(f"cannot start or reach {where}: {error}. See the run's log; `ray status` shows a cluster's state.") from error
@@ -209,7 +211,7 @@ def pools(job: Job, cluster: dict[str, float]) -> dict[str, Pool]:
     threads = 1 if uses_gpu else max(1, int((cpus / models - 2) * 2 / 3))
     on_gpu = {"perceive": 0.3 * (uses_gpu and job.perceive.engine == "pam"), "describe": 0.7 * (uses_gpu and job.describe.engine != "fake")}
     wanted = {
-        "decode": Pool(num_cpus=0.5, num_gpus=0, min_workers=1, max_workers=max(1, int(cpus) // 2)),
+        "decode": Pool(num_cpus=0.5, num_gpus=0, min_workers=1, max_workers=max(1, int(cpus - 2) // 2)),
         "perceive": Pool(num_cpus=max(1, threads // 2), num_gpus=on_gpu["perceive"], min_workers=models, max_workers=models),
         "describe": Pool(num_cpus=threads, num_gpus=on_gpu["describe"], min_workers=models, max_workers=models),
         "write": Pool(num_cpus=0.25, num_gpus=0, min_workers=1, max_workers=max(1, int(cpus))),

@@ -89,3 +89,11 @@ def test_suspects_run_alone_and_only_the_killer_is_blamed(ledger: Ledger, tmp_pa
 def test_progress_counts_what_each_step_did(ledger: Ledger) -> None:
     Guarded("decode", Doubler, LocalLedger(ledger)).process(samples("a", "b"))
     assert ledger.progress() == {"decode_workers": 1, "decode": 2}
+
+
+def test_a_step_whose_first_samples_all_failed_before_goes_on(ledger: Ledger) -> None:
+    failed, good = samples("a", "b")
+    failed.fail("truncated", "no pixels")
+    worker = Guarded("describe", Doubler, LocalLedger(ledger))
+    assert worker.process([failed])[0].failure is not None
+    assert worker.process([good])[0].width == 2

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from datagen.masks import stability_score
 from datagen.pam.checkpoint import PERCEIVER, Checkpoint, ModelFiles
+from datagen.pam.gradients import no_gradients_unless_training
 from datagen.pam.segmenter import build_segmenter, check_state_dict, without_values
 from datagen.pam.semantic_perceiver import SemanticPerceiver
 
@@ -57,24 +58,29 @@ class Decoded:
 
 
 class FrontEnd:
-    """SAM 2 and the Semantic Perceiver on one device. Weights stay float32; `dtype` bfloat16 means autocast."""
+    """SAM 2 and the Semantic Perceiver on one device. Weights stay float32; `dtype` bfloat16 means autocast.
 
-    def __init__(self, segmenter: SAM2Base, perceiver: SemanticPerceiver, dtype: torch.dtype = torch.float32) -> None:
-        self.segmenter, self.perceiver, self.dtype = segmenter, perceiver, dtype
+    training: whether results carry gradients.
+    """
+
+    def __init__(
+        self, segmenter: SAM2Base, perceiver: SemanticPerceiver, dtype: torch.dtype = torch.float32, training: bool = False
+    ) -> None:
+        self.segmenter, self.perceiver, self.dtype, self.training = segmenter, perceiver, dtype, training
         self.device: torch.device = segmenter.device
         self.image_size: int = segmenter.image_size
         self._mean = torch.tensor(_MEAN, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(_STD, device=self.device).view(1, 3, 1, 1)
         self._positions: Tensor = segmenter.sam_prompt_encoder.get_dense_pe()
 
-    @torch.inference_mode()
+    @no_gradients_unless_training
     def encode(self, pixels: Tensor) -> ImageFeatures:
         """Features of (B, S, S, 3) uint8 RGB images, already resized to the model's image size with PIL's bicubic filter."""
         levels, _ = self.pyramid(pixels)
         embed = levels[-1].float() + self.segmenter.no_mem_embed.view(1, -1, 1, 1)
         return ImageFeatures(embed=embed, high_res=levels[:-1])
 
-    @torch.inference_mode()
+    @no_gradients_unless_training
     def pyramid(self, pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """SAM 2's three feature levels of such images and their position codes, (B, C, H, W) each, the finest first."""
         images = pixels.to(self.device).permute(0, 3, 1, 2).float() / 255
@@ -82,7 +88,7 @@ class FrontEnd:
             out = self.segmenter.forward_image((images - self._mean) / self._std)
         return out["backbone_fpn"][-3:], out["vision_pos_enc"][-3:]
 
-    @torch.inference_mode()
+    @no_gradients_unless_training
     def decode(self, features: ImageFeatures, image_index: Tensor, points: Tensor, labels: Tensor, masks: Tensor | None = None) -> Decoded:
         """Masks of P prompts with equally many points.
 
@@ -108,7 +114,7 @@ class FrontEnd:
         embed = captured[0].float().transpose(1, 2).view(-1, *features.embed.shape[1:])
         return Decoded(logits.float(), iou.float(), score.float().squeeze(1), tokens.float(), embed)
 
-    @torch.inference_mode()
+    @no_gradients_unless_training
     def perceive(self, decoded: Decoded, coarse: bool = False) -> tuple[Tensor, Tensor]:
         """The perceiver's tokens of P regions: image (P, (G/2)^2, 1024) and semantic (P, 16, 256), in `dtype`.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from datagen.errors import ModelLoadError
 from datagen.pam.checkpoint import Checkpoint
+from datagen.pam.gradients import no_gradients_unless_training
 from datagen.pam.prompts import PromptIds
 
 
@@ -35,7 +36,7 @@ class Projector(nn.Module):
         """H."""
         return self.embed_tokens.embedding_dim
 
-    @torch.inference_mode()
+    @no_gradients_unless_training
     def regions(self, image: Tensor, semantic: Tensor) -> Tensor:
         """Visual embeddings of R regions: image (R, T, C), semantic (R, S, D) -> (R, T + 1 + S + 1, H).
 
@@ -50,7 +51,7 @@ class Projector(nn.Module):
         )
         return torch.cat(rows, dim=1)
 
-    @torch.inference_mode()
+    @no_gradients_unless_training
     def clip(self, first: Tensor, others: Tensor, semantic: Tensor) -> Tensor:
         """Visual embeddings of one object in a clip of F frames.
 
@@ -61,7 +62,7 @@ class Projector(nn.Module):
         newline = self.frame_newline.expand(1, 1, -1)
         return torch.cat([torch.cat([block, newline.expand(len(block), 1, -1)], dim=1).flatten(0, 1) for block in frames])
 
-    @torch.inference_mode()
+    @no_gradients_unless_training
     def words(self, ids: Sequence[int]) -> Tensor:
         """Embeddings of token ids, (len(ids), H)."""
         return self.embed_tokens(torch.tensor(ids, dtype=torch.long, device=self.embed_tokens.weight.device))  # type: ignore[no-any-return]

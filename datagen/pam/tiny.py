@@ -7,7 +7,7 @@ nothing. Images are 256 x 256 pixels, a region has 64 image tokens, and the lang
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,11 @@ def build_random(
     """
     folder = Path(folder)
     (folder / "sam2").mkdir(parents=True)
-    config = _config() | dict(llm or {})
+    config = checkpoint_config() | dict(llm or {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _write_segmenter(folder / "sam2", _SEGMENTER | dict(segmenter or {}))
-        _write_tokenizer(folder)
+        write_tokenizer(folder)
         _write_json(folder / "config.json", config)
         _write_json(folder / "generation_config.json", {"eos_token_id": [_special_id("<|im_end|>"), _special_id("<|endoftext|>")]})
         save_file(_weights(config), folder / "model.safetensors", metadata={"format": "pt"})
@@ -98,7 +98,8 @@ def _make_decisive(decoder: nn.Module) -> None:
         parts.pred_obj_score_head.layers[-1].bias += 3.0
 
 
-def _config() -> dict[str, Any]:
+def checkpoint_config() -> dict[str, Any]:
+    """`config.json` of the embedded checkpoint."""
     return {
         "architectures": ["LlavaQwenForCausalLM"],
         "model_type": "llava_qwen",
@@ -152,8 +153,11 @@ def _vision_weights(hidden: int, stored_rows: int) -> Iterator[tuple[str, Tensor
             yield f"model.{name}", tensor
 
 
-def _write_tokenizer(folder: Path) -> None:
-    """A byte-level BPE with Qwen2's pre-tokenizer, trained on the prompts, so that those become few tokens."""
+def write_tokenizer(folder: Path, texts: Iterable[str] = (), vocabulary: int = _VOCABULARY) -> None:
+    """A byte-level BPE with Qwen2's pre-tokenizer, trained on the prompts and on `texts`, so that those become few tokens.
+
+    vocabulary: entries at most, special ones included, which come last.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -166,9 +170,10 @@ def _write_tokenizer(folder: Path) -> None:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=_VOCABULARY - len(_SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocabulary - len(_SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator([SYSTEM, "system user assistant", *IMAGE_PROMPTS.values(), *VIDEO_PROMPTS.values()], trainer)
+    prompts = (SYSTEM, "system user assistant", *IMAGE_PROMPTS.values(), *VIDEO_PROMPTS.values())
+    tokenizer.train_from_iterator([*prompts, *texts], trainer)
     tokenizer.add_special_tokens(list(_SPECIAL))
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "errors": "replace"}

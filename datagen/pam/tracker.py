@@ -17,6 +17,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
 from datagen.pam.front_end import Decoded, FrontEnd
+from datagen.pam.gradients import no_gradients_unless_training
 
 
 @dataclass(slots=True)
@@ -84,20 +85,20 @@ class Tracker:
     """SAM 2 frame by frame. It keeps no state of its own: that is in each `MemoryBank`."""
 
     def __init__(self, front_end: FrontEnd) -> None:
-        self.front_end = front_end
+        self.front_end, self.training = front_end, front_end.training
         self.segmenter: SAM2Base = front_end.segmenter
         model = self.segmenter
         self.feature_reach: int = (model.num_maskmem - 1) * model.memory_temporal_stride_for_eval
         self.pointer_reach: int = model.max_obj_ptrs_in_encoder - 1
 
-    @torch.inference_mode()
+    @no_gradients_unless_training
     def encode(self, pixels: Tensor) -> FrameFeatures:
         """Features of one (S, S, 3) uint8 RGB frame, already resized with PIL's bicubic filter; shared by all its objects."""
         levels, positions = self.front_end.pyramid(pixels.unsqueeze(0))
         sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
         return FrameFeatures([_sequence(level) for level in levels], [_sequence(code) for code in positions], sizes)
 
-    @torch.inference_mode()
+    @no_gradients_unless_training
     def condition(
         self, bank: MemoryBank, features: FrameFeatures, frame_index: int, num_frames: int, parts: Sequence[tuple[list[int], TrackPrompts]]
     ) -> StepOutput:
@@ -119,7 +120,7 @@ class Tracker:
         bank.outputs["cond_frame_outputs"][frame_index] = memory
         return _merge([step for step, _ in answers], order)
 
-    @torch.inference_mode()
+    @no_gradients_unless_training
     def track(self, bank: MemoryBank, features: FrameFeatures, frame_index: int, num_frames: int, reverse: bool = False) -> StepOutput:
         """Find the bank's K objects in one frame from what is remembered, and remember the answer.
 

@@ -227,10 +227,10 @@ def test_an_interrupted_exchange_is_never_continued(tmp_path, monkeypatch):
 
 
 def test_teardown_ends_the_child(tmp_path):
-    others = set(psutil.Process().children())
+    before = set(psutil.Process().children())  # such as the S3 server of other tests
     step = make_decode_step(Job(), SIZE)
     step.setup()
-    children = set(psutil.Process().children()) - others
+    children = set(psutil.Process().children()) - before
     step.teardown()
     step.teardown()
     assert children

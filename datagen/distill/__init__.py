@@ -1,0 +1,1 @@
+"""Training a student of PAM's architecture from a datagen dataset."""

@@ -1,0 +1,114 @@
+"""What a distillation does: the student's sizes, and the stages of its training, in one YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from datagen.errors import JobError
+from datagen.job import Fraction, Options, Positive
+from datagen.records import Language, Task
+
+
+class StudentOptions(Options):
+    """A PAM of any size. Sizes not named are those of the embedded tiny checkpoint."""
+
+    init: str | None = Field(None, description="checkpoint to start from: a folder or hub id; left out: random weights of the sizes below")
+    segmenter: dict[str, Any] = Field({}, description="entries of the SAM 2 config, by dotted path, such as `image_size: 128`")
+    llm: dict[str, Any] = Field({}, description="entries of the language model's config.json, such as `hidden_size: 128`")
+    vocabulary: Positive = Field(800, description="entries of the tokenizer at most; it is trained on the texts and the prompts")
+
+    @model_validator(mode="after")
+    def _either(self) -> StudentOptions:
+        if self.init is not None and (self.segmenter or self.llm):
+            raise ValueError(
+                "the sizes of a student that starts from a checkpoint are those of the checkpoint: leave out segmenter and llm"
+            )
+        return self
+
+
+class StageOptions(Options):
+    """What all stages have in common. The learning rate rises over `warmup_steps`, then falls to a twentieth along a cosine."""
+
+    steps: Positive = Field(description="optimizer steps")
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(100, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+
+
+class SegmentStage(StageOptions):
+    """SAM 2's image side: masks, their IoU, and whether anything is there, from box and point prompts taken from stored masks."""
+
+    kind: Literal["segment"]
+    batch_size: Positive = Field(8, description="images per step")
+    prompts_per_image: Positive = 4
+    box_share: Fraction = Field(0.5, description="share of steps with box prompts; the others have a point each")
+    background_share: Fraction = Field(0.25, description="share of point prompts on no object, whose score should be low")
+    best_of_three: Fraction = Field(
+        1.0, description="1: of the three answers to an ambiguous prompt only the best is taught, as in SAM 2; 0: all alike"
+    )
+    flip: bool = Field(True, description="mirror half of the images")
+    guide_weight: float = Field(0.5, ge=0, description="weight of reading the object's cells and box off the decoder's two sides")
+    words_weight: float = Field(
+        0.1, ge=0, description="weight of naming the words of label and caption from the mask token, so that features carry meaning"
+    )
+
+
+class DescribeStage(StageOptions):
+    """Perceiver, projectors and language model: next-token loss on the stored texts, over features of the frozen SAM 2."""
+
+    kind: Literal["describe"]
+    batch_size: Positive = Field(16, description="regions (or tracks) per step")
+    tasks_per_region: Positive = Field(4, description="texts of one region per step, drawn from those it has")
+    clip_share: Fraction = Field(0.0, description="share of steps on tracks of clips instead of regions of images")
+    tasks: tuple[Task, ...] = ("label", "definition", "caption", "description")
+    languages: tuple[Language, ...] = ("en", "zh")
+
+
+class TrackStage(StageOptions):
+    """SAM 2's memory: masks in the frames after a prompted one."""
+
+    kind: Literal["track"]
+    frames: int = Field(6, ge=2, description="frames per step, evenly strided")
+    max_stride: Positive = Field(2, description="largest distance between two of them, frames")
+    objects: Positive = Field(8, description="tracks per step")
+    train_decoder: bool = Field(False, description="also the mask decoder; then `describe` comes after")
+
+
+Stage = Annotated[SegmentStage | DescribeStage | TrackStage, Field(discriminator="kind")]
+
+
+class DistillConfig(Options):
+    """One declared training."""
+
+    version: Literal[1] = 1
+    name: str = Field("student", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    device: str = Field("auto", description="`auto`, `cpu` or `cuda`")
+    bfloat16: bool = Field(False, description="bfloat16 autocast, where the device has it")
+    save_every_s: float = Field(60.0, gt=0, description="a kill costs at most this much training, seconds")
+    steps_per_epoch: Positive = Field(200, description="metrics are written this often")
+    student: StudentOptions = StudentOptions()
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+
+def load_config(path: str | Path) -> DistillConfig:
+    """Read a distillation's YAML. Raises JobError naming the file, the key, what was found and what is allowed."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise JobError(f"cannot read {path}: {error}") from error
+    return parse_config(data, str(path))
+
+
+def parse_config(data: Any, where: str = "config") -> DistillConfig:
+    """Check a configuration given as a mapping. Raises JobError with one line per wrong key."""
+    try:
+        return DistillConfig.model_validate(data)
+    except ValidationError as error:
+        lines = [f"`{'.'.join(str(part) for part in item['loc'])}`: {item['msg']}, found {item.get('input')!r}" for item in error.errors()]
+        raise JobError(f"{where}: " + "\n".join(lines)) from error

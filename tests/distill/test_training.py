@@ -1,0 +1,203 @@
+"""Stages, resuming, and what is refused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from distill_student import STUDENT, pocket
+
+from datagen.distill.config import load_config, parse_config
+from datagen.distill.train import distill, learning_rate
+from datagen.errors import DatagenError, JobError, OutputBusyError, SourceError, WriteError
+from datagen.scenes import write_scenes
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = (
+    {"kind": "segment", "steps": 6, "batch_size": 2, "warmup_steps": 2},
+    {"kind": "track", "steps": 4, "objects": 2, "frames": 3, "warmup_steps": 2},
+    {"kind": "describe", "steps": 6, "batch_size": 4, "clip_share": 0.5, "warmup_steps": 2},
+)
+
+
+def metrics_of(output):
+    lines = [json.loads(line) for line in Path(f"{output}.work/metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(scenes, tmp_path_factory):
+    """A training of three short stages, never interrupted."""
+    output = tmp_path_factory.mktemp("whole") / "student"
+    distill(pocket(*STAGES), scenes, output)
+    return output
+
+
+def weights(output):
+    from safetensors.torch import load_file
+
+    return {**load_file(output / "model.safetensors"), **load_file(output / "sam2/model.safetensors")}
+
+
+def test_every_stage_reports_what_it_learns(whole):
+    kinds = {line["kind"]: line for line in metrics_of(whole)}
+    assert {"iou", "iou_of_three", "iou_error", "mask", "score", "words"} <= kinds["segment"].keys()
+    assert {"j", "presence_right"} <= kinds["track"].keys()
+    assert {"tokens_right", "loss"} <= kinds["describe"].keys()
+    assert any(name.startswith("exact_event_") for line in metrics_of(whole) for name in line)
+    assert all(line["loss"] > 0 for line in kinds.values())
+
+
+def test_a_stage_leaves_the_parts_of_others_alone(scenes, tmp_path):
+    distill(pocket(STAGES[0]), scenes, tmp_path / "masks")
+    distill(pocket(*STAGES[:2]), scenes, tmp_path / "memory")
+    before, after = weights(tmp_path / "masks"), weights(tmp_path / "memory")
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert {"memory_attention", "memory_encoder", "obj_ptr_proj"} <= changed
+    assert not changed & {"image_encoder", "sam_mask_decoder", "sam_prompt_encoder", "model"}
+
+
+def test_an_interrupted_training_goes_on_to_the_same_loss_curve(scenes, whole, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop_at(count):
+        seen = []
+
+        def progress(line):
+            seen.append(line)
+            if len(seen) == count:
+                raise Stop
+
+        return progress
+
+    output = tmp_path / "student"
+    config = pocket(*STAGES, save_every_s=1e-6)
+    for count in (1, 3):
+        with pytest.raises(Stop):
+            distill(config, scenes, output, stop_at(count))
+    distill(config, scenes, output)
+    assert metrics_of(output) == metrics_of(whole)
+    found, expected = weights(output), weights(whole)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_to_the_same_loss_curve(scenes, whole, tmp_path):
+    config, output = tmp_path / "config.yaml", tmp_path / "student"
+    wanted = pocket(*STAGES, save_every_s=1e-6)
+    config.write_text(yaml.safe_dump(json.loads(wanted.model_dump_json())))
+    command = [sys.executable, "-m", "datagen", "distill", str(config), "--data", scenes, "--output", str(output)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+        assert json.loads(process.stdout.readline())["step"] == 3
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    distill(load_config(config), scenes, output)
+    assert metrics_of(output) == metrics_of(whole)
+
+
+def test_only_one_training_works_in_a_folder(scenes, tmp_path):
+    config = pocket(STAGES[0])
+
+    def second(_line):
+        with pytest.raises(OutputBusyError, match="another training"):
+            distill(config, scenes, tmp_path / "student")
+
+    distill(config, scenes, tmp_path / "student", second)
+
+
+def test_another_training_is_not_continued(scenes, whole, tmp_path):
+    shutil.copytree(f"{whole}.work", tmp_path / "student.work")
+    with pytest.raises(JobError, match="other config"):
+        distill(pocket(STAGES[0]), scenes, tmp_path / "student")
+
+
+def test_the_learning_rate_rises_and_falls():
+    stage = pocket({"kind": "segment", "steps": 110, "learning_rate": 1.0, "warmup_steps": 10}).stages[0]
+    rates = [learning_rate(stage, step) for step in range(110)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10] == max(rates) == 1
+    assert rates[60] == pytest.approx(0.525)
+    assert 0.05 < rates[-1] < 0.06
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stages": [{"kind": "segmentation", "steps": 1}]}, "`stages.0`: .*segment"),
+        ({"stages": []}, "`stages`"),
+        ({"stages": [{"kind": "segment", "steps": 1, "stepz": 2}]}, "`stages.0.segment.stepz`"),
+        ({"student": {"init": "tiny", "llm": {"hidden_size": 64}}}, "leave out segmenter and llm"),
+    ],
+)
+def test_a_wrong_configuration_is_named(change, message):
+    with pytest.raises(JobError, match=message):
+        parse_config({"stages": [STAGES[0]], "student": STUDENT, **change})
+
+
+def test_an_unknown_entry_of_the_segmenter_is_named(scenes, tmp_path):
+    student = {**STUDENT, "segmenter": {**STUDENT["segmenter"], "image_decoder.depth": 3}}
+    with pytest.raises(JobError, match=r"no image_decoder\.depth"):
+        distill(parse_config({"stages": [STAGES[0]], "student": student}), scenes, tmp_path / "student")
+
+
+def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="no datagen dataset"):
+        distill(pocket(STAGES[0]), str(tmp_path / "empty"), tmp_path / "student")
+
+
+@pytest.fixture
+def copy(scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_missing_media_is_named(copy, tmp_path):
+    shutil.rmtree(copy / "media")
+    for stage in (STAGES[0], STAGES[1]):
+        with pytest.raises(SourceError, match=r"media/.*not at hand"):
+            distill(pocket(stage), str(copy), tmp_path / f"student-{stage['kind']}")
+
+
+def test_a_dataset_without_regions_is_refused(tmp_path):
+    write_scenes(tmp_path / "data", num_images=0, num_clips=1)
+    with pytest.raises(SourceError, match="no region of an image"):
+        distill(pocket(STAGES[0]), str(tmp_path / "data"), tmp_path / "student")
+
+
+def test_a_dataset_without_tracks_is_refused(tmp_path):
+    write_scenes(tmp_path / "data", num_images=1)
+    with pytest.raises(SourceError, match="no track of a clip"):
+        distill(pocket(STAGES[1]), str(tmp_path / "data"), tmp_path / "student")
+
+
+def test_a_text_that_the_dataset_lacks_is_named(copy, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in (copy / "regions").glob("*.parquet"):
+        table = pq.read_table(path)
+        index = table.schema.get_field_index("caption_zh")
+        pq.write_table(table.set_column(index, table.schema.field(index), pa.nulls(len(table), pa.string())), path)
+    with pytest.raises(SourceError, match="no caption_zh to learn from"):
+        distill(pocket({**STAGES[2], "clip_share": 0.0}), str(copy), tmp_path / "student")
+    distill(pocket({**STAGES[2], "clip_share": 0.0, "steps": 1, "languages": ["en"]}), str(copy), tmp_path / "english")
+
+
+def test_another_schema_version_is_refused(copy, tmp_path):
+    marker = copy / "_datagen/dataset.json"
+    marker.write_text(marker.read_text().replace('"regions": 1', '"regions": 2'))
+    with pytest.raises(WriteError, match=r"'regions': 2"):
+        distill(pocket(STAGES[0]), str(copy), tmp_path / "student")
+
+
+def test_a_diverging_training_stops_and_says_so(scenes, tmp_path):
+    with pytest.raises(DatagenError, match="diverged at step"):
+        distill(pocket({**STAGES[0], "learning_rate": 1e30, "warmup_steps": 0}), scenes, tmp_path / "student")
