@@ -69,7 +69,6 @@ def mid_job(checkpoint: Path, manifest: Path, output: Path, max_tokens: int, max
                 "tasks": list(TASKS),
                 "max_tokens": dict.fromkeys(TASKS, max_tokens),
                 "dtype": "float32",
-                "batch_size": 2,
                 "max_num_seqs": max_num_seqs,
                 "max_model_len": 1024,
             },

@@ -26,8 +26,7 @@ JOB = """
 version: 1
 name: overhead
 perceive: {engine: fake, batch_size: 64}
-describe: {engine: fake, batch_size: 64}
-decode: {batch_size: 64}
+describe: {engine: fake}
 write: {assets_per_part: 1000}
 run: {object_store_gib: 0.5}
 """

@@ -36,7 +36,7 @@ from datagen.write import StagedPart, Store, open_store, stage_clip, stage_part
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy, Dataset
 
-BLOCK_ROWS = 64
+PACKED_TOGETHER = 64
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ class Waiting:
     def append(self, sample: Sample) -> None:
         """Add one."""
         self._last.append(sample)
-        if len(self._last) == BLOCK_ROWS:
+        if len(self._last) == PACKED_TOGETHER:
             self._packed.append(zlib.compress(pickle.dumps(self._last), 1))
             self._last = []
 
     def __len__(self) -> int:
-        return BLOCK_ROWS * len(self._packed) + len(self._last)
+        return PACKED_TOGETHER * len(self._packed) + len(self._last)
 
     def __iter__(self) -> Iterator[Sample]:
         for packed in self._packed:
@@ -233,13 +233,12 @@ def _images_on_ray(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterat
     import ray
 
     sizes, job = pools(plan.job, ray.cluster_resources()), plan.job
-    workers = sum(pool.max_workers or 1 for pool in sizes.values())
-    # Large enough to pay a block's scheduling, small enough that every worker gets some.
-    rows = max(1, min(BLOCK_ROWS, math.ceil(len(samples) / (2 * workers))))
+    # A block is a task in every step: large enough to pay its scheduling, small enough that every model worker gets some soon.
+    models = max(sizes["perceive"].max_workers or 1, sizes["describe"].max_workers or 1)
+    rows = min(job.perceive.batch_size, math.ceil(len(samples) / (2 * models)))
     dataset = ray.data.from_blocks([to_table(chunk) for chunk in _chunks(samples, rows)])
-    batches = {"decode": job.decode.batch_size, "perceive": job.perceive.batch_size, "describe": job.describe.batch_size}
     for name, make in step_factories(plan).items():
-        dataset = _with_step(dataset, name, (name, make, ledger), sizes[name], batches[name], job)
+        dataset = _with_step(dataset, name, (name, make, ledger), sizes[name], job)
     dataset = dataset.repartition(target_num_rows_per_block=job.write.assets_per_part, strict=True)
     yield from _staged(plan, ledger, dataset, sizes["write"])
 
@@ -254,16 +253,16 @@ def _videos_on_ray(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> I
         dataset = ray.data.from_blocks([to_table([sample]) for sample in samples])
     finally:
         context.target_max_block_size = before
-    dataset = _with_step(dataset, "clips", ("perceive", clip_step_factory(plan), ledger, plan.store), sizes["perceive"], 1, job)
-    dataset = _with_step(dataset, "describe", ("describe", step_factories(plan)["describe"], ledger), sizes["describe"], 1, job)
+    dataset = _with_step(dataset, "clips", ("perceive", clip_step_factory(plan), ledger, plan.store), sizes["perceive"], job)
+    dataset = _with_step(dataset, "describe", ("describe", step_factories(plan)["describe"], ledger), sizes["describe"], job)
     yield from _staged(plan, ledger, dataset, sizes["write"])
 
 
-def _with_step(dataset: Dataset, worker: str, arguments: tuple[Any, ...], pool: Pool, batch_size: int, job: Job) -> Dataset:
+def _with_step(dataset: Dataset, worker: str, arguments: tuple[Any, ...], pool: Pool, job: Job) -> Dataset:
     return dataset.map_batches(
         _WORKERS[worker],
         fn_constructor_args=arguments,
-        batch_size=batch_size,
+        batch_size=None,
         batch_format="pyarrow",
         compute=_strategy(pool, job.describe.concurrent_batches if worker == "describe" else 1),
         num_cpus=pool.num_cpus,

@@ -22,10 +22,10 @@ from datagen.records import LANGUAGES, TASKS, Language, Task
 
 # Options outside pools that decide how fast a row is made, and where, but not what it says.
 _RESOURCES = {
-    *("decode.timeout_s", "decode.prefetch_frames", "decode.video_threads", "decode.batch_size"),
+    *("decode.timeout_s", "decode.prefetch_frames", "decode.video_threads"),
     *("perceive.batch_size", "perceive.prompts_per_call", "perceive.device", "perceive.fake_delay_s"),
     *("perceive.everything.points_per_call", "perceive.track.objects_per_call"),
-    *("describe.batch_size", "describe.concurrent_batches", "describe.max_num_seqs", "describe.device", "describe.fake_delay_s"),
+    *("describe.concurrent_batches", "describe.max_num_seqs", "describe.device", "describe.fake_delay_s"),
     *("describe.gpu_memory_fraction", "describe.cpu_kv_cache_gib", "describe.enforce_eager"),
 }
 
@@ -99,7 +99,6 @@ class DecodeOptions(Options):
     video_threads: Positive = Field(2, description="threads of a video's decoder")
     fetch_threads: Positive = Field(8, description="files of a bucket fetched at the same time by each worker")
     max_file_gib: float = Field(32.0, gt=0, description="a video in a bucket that is larger is not fetched, GiB")
-    batch_size: Positive = Field(16, description="assets per call")
     pool: Pool = Pool()
 
 
@@ -136,7 +135,7 @@ class PerceiveOptions(Options):
     """SAM 2 and the Semantic Perceiver: prompts to masks and region tokens."""
 
     engine: Literal["pam", "fake"] = Field("pam", description="`fake` invents regions, for tests and overhead measurements")
-    batch_size: Positive = Field(8, description="images encoded together")
+    batch_size: Positive = Field(8, description="images that travel from step to step, and are encoded, together")
     prompts_per_call: Positive = Field(64, description="prompts per mask-decoder call")
     device: str = Field("auto", description="`auto`, `cpu` or `cuda`")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -170,8 +169,7 @@ class DescribeOptions(Options):
     top_p: float = Field(1.0, gt=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0, description="keep at 1.0: engines disagree on what it counts")
     seed: int = Field(0, description="used where sampling is")
-    batch_size: Positive = Field(4, description="samples per call")
-    concurrent_batches: Positive = Field(8, description="calls in flight per worker, so that the engine never drains")
+    concurrent_batches: Positive = Field(8, description="batches of perceive in flight per worker, so that the engine never drains")
     max_num_seqs: Positive = Field(256, description="requests decoded together by the engine")
     max_model_len: Positive = Field(2048, description="longest prompt plus answer, tokens")
     device: str = Field("auto", description="`auto`, `cpu` or `cuda`")

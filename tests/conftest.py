@@ -34,7 +34,7 @@ def s3_address() -> Iterator[str]:
 
 @pytest.fixture
 def options(s3_address: str) -> S3Options:
-    """For that server: impatient, with a short lease."""
+    """For that server."""
     return options_of(s3_address)
 
 

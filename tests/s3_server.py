@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from datagen.job import S3Options
-from datagen.s3 import client
+from datagen.s3 import patiently
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "secret-of-the-tests", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -53,14 +53,14 @@ def moto_server() -> Iterator[str]:
 
 
 def options_of(endpoint: str, **more: Any) -> S3Options:
-    """Options for the test server, impatient and with a short lease."""
-    return S3Options(endpoint_url=endpoint, **{"timeout_s": 2.0, "patience_s": 20.0, "lease_heartbeat_s": 0.2, "lease_ttl_s": 2.0, **more})
+    """Options for the test server: less patient than the defaults, but not for a slow machine."""
+    return S3Options(endpoint_url=endpoint, **{"timeout_s": 5.0, "patience_s": 60.0, "lease_heartbeat_s": 0.2, "lease_ttl_s": 30.0, **more})
 
 
 def new_bucket(options: S3Options) -> str:
     """Make a bucket; its name."""
     name = f"bucket-{uuid.uuid4().hex[:12]}"
-    client(options).create_bucket(Bucket=name)
+    patiently(options, name, lambda s3: s3.create_bucket(Bucket=name))
     return name
 
 
@@ -73,7 +73,7 @@ class FaultyProxy:
     The server sees one request at a time: moto tests a condition and then writes, where S3 does both in one step.
     """
 
-    def __init__(self, target: str, choose: Callable[[str, str], str | None], stall_s: float = 2.5) -> None:
+    def __init__(self, target: str, choose: Callable[[str, str], str | None], stall_s: float = 3.0) -> None:
         self.done: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
         self.choose = choose

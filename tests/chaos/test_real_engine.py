@@ -15,7 +15,7 @@ from datagen.check import check_dataset
 ROOT = Path(__file__).parents[2]
 COPIES = 3  # of the dozen samples
 # Few samples in the engine at a time and a pause before each: a worker must live long enough to be hit in the middle of its work.
-OPTIONS = ("describe.languages=[en]", "describe.batch_size=2", "describe.concurrent_batches=2", "perceive.batch_size=2")
+OPTIONS = ("describe.languages=[en]", "describe.concurrent_batches=2", "perceive.batch_size=2")
 SLOW = {"worker.perceive": {"delay_s": 0.2}, "worker.describe": {"delay_s": 0.2}}
 
 RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")  # they notice later, and hold nothing of ours

@@ -14,8 +14,8 @@ from datagen.check import check_dataset
 JOB = """
 version: 1
 name: interrupted
-perceive: {engine: fake, batch_size: 4, fake_delay_s: 0.05}
-describe: {engine: fake, batch_size: 4, fake_delay_s: 0.05}
+perceive: {engine: fake, batch_size: 10, fake_delay_s: 0.1}
+describe: {engine: fake, fake_delay_s: 0.05}
 write: {assets_per_part: 10}
 run: {object_store_gib: 0.2}
 """

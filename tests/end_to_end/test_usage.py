@@ -137,7 +137,7 @@ def test_run_plan_check_and_stats_agree(datagen: Datagen, tmp_path: Path, photos
 
 def test_going_on_with_other_options_is_a_warning_that_names_them(datagen: Datagen, tmp_path: Path, photos: Path) -> None:
     arguments = ("-i", photos, "-o", tmp_path / "out")
-    other = ("--set", "describe.languages=[zh]", "--set", "describe.batch_size=2")
+    other = ("--set", "describe.languages=[zh]", "--set", "perceive.batch_size=2")
     assert "warning" not in datagen("run", job(tmp_path), *arguments, "--limit", "2").stdout
 
     for command in ("plan", "run", "run"):  # the second run has nothing left to do

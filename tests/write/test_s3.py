@@ -187,8 +187,8 @@ def test_a_uri_without_a_bucket_or_with_a_password_is_refused_and_not_repeated(u
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_operation_survives_each_fault(fault, s3_address, bucket):
-    with FaultyProxy(s3_address, lambda method, path: None, stall_s=0.7) as proxy:
-        store = store_of(bucket, options_of(proxy.address, timeout_s=0.4, patience_s=20.0), fault)
+    with FaultyProxy(s3_address, lambda method, path: None, stall_s=1.5) as proxy:
+        store = store_of(bucket, options_of(proxy.address, timeout_s=1.0), fault)
 
         def faulty(act):
             proxy.choose = once(fault, methods="GET PUT POST DELETE")
@@ -206,8 +206,8 @@ def test_every_operation_survives_each_fault(fault, s3_address, bucket):
 
 def test_a_dataset_is_written_through_a_bad_network(s3_address, bucket):
     rng = random.Random(7)
-    with FaultyProxy(s3_address, lambda method, path: None, stall_s=0.7) as proxy:
-        store = store_of(bucket, options_of(proxy.address, timeout_s=0.4, lease_ttl_s=20.0))
+    with FaultyProxy(s3_address, lambda method, path: None) as proxy:
+        store = store_of(bucket, options_of(proxy.address, timeout_s=2.0))
         proxy.choose = often(rng, 0.25)
         write_dataset(store, mixed_parts())
         assert sum(proxy.done.values()) >= 5
@@ -232,10 +232,11 @@ with open_store(sys.argv[1], S3Options.model_validate_json(sys.argv[2])).lease({
 
 
 @pytest.fixture
-def holder(options, bucket):
+def holder(bucket):
+    """Starts a process that holds the lease, here or as if `elsewhere`, until it is killed."""
     processes = []
 
-    def start(*more):
+    def start(options, *more):
         process = start_python(HOLD, f"s3://{bucket}/corpus", options.model_dump_json(), *more)
         processes.append(process)
         wait_for(process, "held")
@@ -246,22 +247,23 @@ def holder(options, bucket):
         kill(process)
 
 
-def test_a_second_run_leaves_soon_and_a_killed_run_needs_no_human(options, bucket, holder):
-    for place in ((), ("elsewhere",)):
-        process = holder(*place)
-        started = time.monotonic()
-        with pytest.raises(OutputBusyError, match=f"pid {process.pid}, host .*run_id first-run") as caught:
-            store_of(bucket, options).lease({"run_id": "second"}).__enter__()
-        assert time.monotonic() - started < 1.0, "a live run shows within one heartbeat"
-        assert caught.value.exit_code == 4
+@pytest.mark.parametrize("place", [(), ("elsewhere",)])
+def test_a_second_run_leaves_soon_and_says_who_is_first(place, options, bucket, holder):
+    process, started = holder(options, *place), time.monotonic()
+    with pytest.raises(OutputBusyError, match=f"pid {process.pid}, host .*run_id first-run") as caught:
+        store_of(bucket, options).lease({"run_id": "second"}).__enter__()
+    assert time.monotonic() - started < options.lease_ttl_s / 2, "a live run shows within one heartbeat"
+    assert caught.value.exit_code == 4
 
-        kill(process)
-        started = time.monotonic()
-        with store_of(bucket, options).lease({"run_id": "second"}):
-            waited_s = time.monotonic() - started
-        assert waited_s < (options.lease_ttl_s + 2.5 if place else 1.0), (
-            "a dead process is seen at once, a dead machine when the lease ends"
-        )
+
+@pytest.mark.parametrize(("place", "ttl_s"), [((), 60.0), (("elsewhere",), 3.0)])
+def test_the_lease_of_a_killed_run_needs_no_human(place, ttl_s, options, bucket, holder):
+    """A dead process is seen at once, a dead machine when the lease ends."""
+    options = options.model_copy(update={"lease_ttl_s": ttl_s})
+    kill(holder(options, *place))
+    started = time.monotonic()
+    with store_of(bucket, options).lease({"run_id": "second"}):
+        assert time.monotonic() - started < 30.0
 
 
 @pytest.mark.parametrize("left", [None, {"owner": {"run_id": "dead"}, "nonce": "x", "beat": 1, "released": False, "process": None}])
@@ -274,15 +276,16 @@ def test_only_one_of_many_takes_a_new_or_a_stale_lease(left, options, bucket):
         try:
             with store_of(bucket, through).lease({"run_id": name}):
                 taken.append(name)
-                done.wait(10)
+                done.wait(60)
         except OutputBusyError:
             busy.append(name)
 
     with FaultyProxy(options.endpoint_url, lambda method, path: None) as proxy:
-        threads = [threading.Thread(target=run, args=(name, options_of(proxy.address))) for name in ("a", "b", "c", "d")]
+        through = options_of(proxy.address, lease_ttl_s=5.0)
+        threads = [threading.Thread(target=run, args=(name, through)) for name in ("a", "b", "c", "d")]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(busy) < 3 and time.monotonic() < deadline:
             time.sleep(0.02)
         done.set()
@@ -294,13 +297,13 @@ def test_only_one_of_many_takes_a_new_or_a_stale_lease(left, options, bucket):
 def test_a_run_that_was_stopped_for_long_is_fenced(options, bucket):
     """The holder loses its way to the store, another takes over, the way comes back: no table changes any more."""
     with FaultyProxy(options.endpoint_url, lambda method, path: None) as proxy:
-        cut_off = store_of(bucket, options_of(proxy.address, patience_s=0.3))
+        cut_off = store_of(bucket, options_of(proxy.address, patience_s=0.3, lease_ttl_s=3.0))
         with cut_off.lease({"run_id": "first"}):
             cut_off.write("_staging/first/a", b"1")
             cut_off.move("_staging/first/a", "assets/a")
             cut_off.write("_staging/first/b", b"2")
             proxy.choose = lambda method, path: "reset_before"
-            time.sleep(options.lease_ttl_s)
+            time.sleep(3.0)
             with pytest.raises(StorageUnavailableError):
                 cut_off.move("_staging/first/b", "assets/b")
             client(options).put_object(  # what the second run does once the lease is over, here from another machine
@@ -323,7 +326,7 @@ def test_a_lost_answer_does_not_lose_the_lease(fault, options, bucket):
             proxy.choose = once(fault, fault)
             time.sleep(3 * options.lease_heartbeat_s)
             proxy.choose = once(fault)
-            time.sleep(options.lease_ttl_s)
+            time.sleep(3 * options.lease_heartbeat_s)
             store.write("assets/a", b"1")
         with store.lease({"run_id": "two"}):
             pass
