@@ -16,7 +16,8 @@ import psutil
 from PIL import Image
 
 from datagen.console import noise_to
-from datagen.job import Job, parse_job
+from datagen.job import Job, ModelOptions, parse_job
+from datagen.pam.inspection import inspect_checkpoint
 from datagen.pam.tiny import build_random
 from datagen.run import run_job
 from datagen.summary import RunSummary
@@ -25,15 +26,20 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "samples"))
 
 from scenes import BACKGROUNDS, random_scene, render
 
-# Big enough that the model's work dominates on two CPU cores, small enough to finish in minutes.
-MID_LLM = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2}
+# As in the real model the language model dominates: perceiving a region costs a tenth of describing it. Some 200 M parameters in all.
+MID_LLM = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 4}
 MID_SEGMENTER = {"image_size": 512, "image_encoder.trunk.embed_dim": 32, "image_encoder.neck.backbone_channel_list": [256, 128, 64, 32]}
 TASKS = ("label", "definition", "caption", "description")
 
 
 def mid_checkpoint(folder: Path) -> Path:
-    """A random PAM of about 50 M parameters at 512 px: 274 visual tokens a region."""
-    return build_random(folder / "mid", llm=MID_LLM, segmenter=MID_SEGMENTER)
+    """A random PAM at 512 px: 274 visual tokens a region. What datagen converts of it goes into `folder`, too."""
+    os.environ["DATAGEN_CACHE"] = str(folder / "cache")
+    path = build_random(folder / "mid", llm=MID_LLM, segmenter=MID_SEGMENTER)
+    counts = {name: group.num_parameters for name, group in inspect_checkpoint(ModelOptions(checkpoint=str(path))).groups.items()}
+    sizes = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in counts.items() if count > 1e5)
+    print(f"{machine()}; random weights: {sizes}", flush=True)
+    return path
 
 
 def make_pictures(folder: Path, count: int, regions: int) -> Path:

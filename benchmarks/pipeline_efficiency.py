@@ -109,7 +109,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = common.mid_checkpoint(folder)
-        print(f"{common.machine()}; {arguments.images} images x {arguments.regions} regions x 4 tasks", flush=True)
+        print(
+            f"{arguments.images} images x {arguments.regions} regions x 4 tasks, answers of at most {arguments.max_tokens} tokens",
+            flush=True,
+        )
         ours = common.steady_rates(checkpoint, folder, arguments.images, arguments.regions, arguments.max_tokens, arguments.max_num_seqs)
 
         llm, embeds, stop = make_embeddings(ours.job)

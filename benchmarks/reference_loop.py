@@ -80,9 +80,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = common.mid_checkpoint(folder)
-        parameters = sum(torch.Size(shape).numel() for shape in Checkpoint(checkpoint).shapes.values())
-        print(f"{common.machine()}; {parameters / 1e6:.0f} M parameters without SAM 2, {arguments.regions} regions per image, 4 tasks")
-
+        print(
+            f"{arguments.images} images x {arguments.regions} regions x 4 tasks, answers of at most {arguments.max_tokens} tokens",
+            flush=True,
+        )
         ours = common.steady_rates(checkpoint, folder, arguments.images, arguments.regions, arguments.max_tokens)
         output = Path(ours.job.output or "")
         rows = pq.read_table(output / "regions").to_pylist()
