@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import common
 import torch
@@ -53,18 +54,17 @@ def make_embeddings(job: Job) -> tuple[Path, list[torch.Tensor], list[int]]:
     return llm, embeds, list(stop_token_ids(Checkpoint(llm)))
 
 
-def bare_vllm(folder: Path, max_tokens: int, max_num_seqs: int) -> None:
-    """In a process of its own: generate from the saved embeddings, write tokens and seconds to bare.json."""
+def bare_engine(llm: Path, max_num_seqs: int) -> Any:
+    """vLLM with the settings of the job, warm."""
     import os
 
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1"}
     os.environ |= {"OMP_NUM_THREADS": str(os.cpu_count()), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     from vllm import LLM, SamplingParams
 
-    saved = torch.load(folder / "embeds.pt", weights_only=True)
     cpu = {} if torch.cuda.is_available() else {"block_size": 32, "enforce_eager": True}
-    llm = LLM(
-        model=(folder / "llm").read_text(),
+    engine = LLM(
+        model=str(llm),
         skip_tokenizer_init=True,
         enable_prompt_embeds=True,
         enable_prefix_caching=True,
@@ -74,25 +74,29 @@ def bare_vllm(folder: Path, max_tokens: int, max_num_seqs: int) -> None:
         generation_config="vllm",
         **cpu,
     )
-    sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop_token_ids=saved["stop"], detokenize=False, logprobs=0)
+    hidden = json.loads((llm / "config.json").read_text())["hidden_size"]
     warm = SamplingParams(max_tokens=2, temperature=0.0, detokenize=False)
-    llm.generate([{"prompt_embeds": torch.randn_like(saved["embeds"][0])}], warm, use_tqdm=False)
+    engine.generate([{"prompt_embeds": torch.randn(64, hidden)}], warm, use_tqdm=False)
+    return engine
+
+
+def bare_run(engine: Any, embeds: list[torch.Tensor], stop: list[int], max_tokens: int) -> tuple[int, float]:
+    """Output tokens for these prompts, given all at once, and the seconds it took."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop_token_ids=stop, detokenize=False, logprobs=0)
     started = time.monotonic()
-    outputs = llm.generate([{"prompt_embeds": embed} for embed in saved["embeds"]], sampling, use_tqdm=False)
+    outputs = engine.generate([{"prompt_embeds": embed} for embed in embeds], sampling, use_tqdm=False)
     seconds = time.monotonic() - started
-    tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+    return sum(len(output.outputs[0].token_ids) for output in outputs), seconds
+
+
+def bare_vllm(folder: Path, max_tokens: int, max_num_seqs: int) -> None:
+    """In a process of its own: generate from the saved embeddings, write tokens and seconds to bare.json."""
+    saved = torch.load(folder / "embeds.pt", weights_only=True)
+    engine = bare_engine(Path((folder / "llm").read_text()), max_num_seqs)
+    tokens, seconds = bare_run(engine, saved["embeds"], saved["stop"], max_tokens)
     (folder / "bare.json").write_text(json.dumps({"tokens": tokens, "seconds": seconds}))
-
-
-def bare_rate(folder: Path, llm: Path, embeds: list[torch.Tensor], stop: list[int], max_tokens: int, max_num_seqs: int) -> float:
-    """Output tokens/s of bare vLLM, in a process of its own, on these prompts all at once."""
-    torch.save({"embeds": embeds, "stop": stop}, folder / "embeds.pt")
-    (folder / "llm").write_text(str(llm))
-    sizes = ["--max-tokens", str(max_tokens), "--max-num-seqs", str(max_num_seqs)]
-    subprocess.run([sys.executable, __file__, "--bare", str(folder), *sizes], stdout=subprocess.DEVNULL, check=True)
-    bare = json.loads((folder / "bare.json").read_text())
-    print(f"bare vLLM:  {bare['tokens']} tokens in {bare['seconds']:.1f} s", flush=True)
-    return float(bare["tokens"] / bare["seconds"])
 
 
 def main() -> None:
@@ -116,7 +120,13 @@ def main() -> None:
         ours = common.steady_rates(checkpoint, folder, arguments.images, arguments.regions, arguments.max_tokens, arguments.max_num_seqs)
 
         llm, embeds, stop = make_embeddings(ours.job)
-        theirs = bare_rate(folder, llm, embeds, stop, arguments.max_tokens, arguments.max_num_seqs)
+        torch.save({"embeds": embeds, "stop": stop}, folder / "embeds.pt")
+        (folder / "llm").write_text(str(llm))
+        sizes = ["--max-tokens", str(arguments.max_tokens), "--max-num-seqs", str(arguments.max_num_seqs)]
+        subprocess.run([sys.executable, __file__, "--bare", str(folder), *sizes], stdout=subprocess.DEVNULL, check=True)
+        bare = json.loads((folder / "bare.json").read_text())
+        theirs = bare["tokens"] / bare["seconds"]
+        print(f"bare vLLM:  {bare['tokens']} tokens in {bare['seconds']:.1f} s")
         print(f"datagen {ours.tokens:.1f} tokens/s, bare vLLM {theirs:.1f} tokens/s: efficiency {ours.tokens / theirs:.2f}")
 
 
