@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 from PIL import Image
 
-WORKERS = {"perceive": "PerceiveWorker", "describe": "DescribeWorker", "write": "stage_table"}
+WORKERS = {"perceive": "PerceiveWorker", "clips": "ClipsWorker", "describe": "DescribeWorker", "write": "stage_table"}
 
 SLOW_WRITES = {"write": {"delay_s": 0.01}}  # per asset: a write task must live long enough to be hit
 
@@ -135,7 +135,7 @@ def batter(job: Path, manifest: Path, output: Path, rng: random.Random, *, legs:
     for leg in range(legs):
         run = Run(job, manifest, output, "--set", f"write.assets_per_part={(20, 7)[leg % 2]}", faults=SLOW_WRITES)
         run.wait_for_parts(len(parts(output)) + 1)
-        wanted = [rng.choice(list(WORKERS)) for _ in range(kills_per_leg - 1)]
+        wanted = rng.choices(("perceive", "describe", "write"), k=kills_per_leg - 1)
         while wanted and run.process.poll() is None:
             time.sleep(rng.uniform(0.0, 0.4))
             if run.kill_worker(wanted[0], rng):

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from kills import WORKERS, Run
+from kills import Run
 
 from datagen.check import check_dataset
 from datagen.records import asset_id_of
@@ -30,7 +30,6 @@ write: {assets_per_part: 3}
 run: {object_store_gib: 0.2}
 """
 CLIPS_PER_VIDEO = 12
-WORKERS["clips"] = "ClipsWorker"
 
 
 @pytest.fixture
