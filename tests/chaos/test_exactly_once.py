@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 FAKES = """
 version: 1
 name: chaos
-perceive: {engine: fake, batch_size: 10, fake_delay_s: 0.1}
+perceive: {engine: fake, batch_size: 10, fake_delay_s: 0.2}
 describe: {engine: fake, fake_delay_s: 0.05}
 write: {assets_per_part: 20}
 run: {object_store_gib: 0.2}
