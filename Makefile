@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-video test test-fast chaos lint format lock lock-gpu clean
+.PHONY: help setup demo demo-video test soak test-fast lint format lock lock-gpu clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,8 +41,11 @@ demo-video: setup  ## the same for the two clips in samples/
 	$(BIN)/datagen check $(OUTPUT)-video
 	$(BIN)/datagen stats $(OUTPUT)-video
 
-test: setup  ## the whole test suite
+test: setup  ## the test suite
 	$(BIN)/python -m pytest
+
+soak: setup  ## minutes of SIGKILL with real models, videos and a bucket, and the rest of the golden segments
+	$(BIN)/python -m pytest -m soak
 
 test-fast: setup  ## tests without Ray, vLLM and other slow parts
 	$(BIN)/python -m pytest -m "not slow and not ray and not vllm"

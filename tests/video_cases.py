@@ -17,7 +17,7 @@ from datagen.perceive.tracking import track_clip
 from datagen.records import Frame, Prompt, Track
 
 # Every case runs the whole clip through a 1024 px model: one video and one segment always, the rest where time is no matter.
-CASES = ["video", "stream_1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("stream_0", "stream_2"))]
+CASES = ["video", "stream_1", *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.soak]) for name in ("stream_0", "stream_2"))]
 
 
 class RecordingTracker(Tracker):

@@ -20,7 +20,7 @@ SLOW = {"worker.perceive": {"delay_s": 0.2}, "worker.describe": {"delay_s": 0.2}
 
 RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")  # they notice later, and hold nothing of ours
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm]
+pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm]
 
 
 def make_input(folder: Path) -> tuple[Path, set[str]]:

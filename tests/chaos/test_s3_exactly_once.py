@@ -22,7 +22,7 @@ from datagen.s3 import client
 from datagen.write import open_store
 from datagen.write.retries import ASIDE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.soak, pytest.mark.slow]
 
 COUNT, LEGS = 60, 8
 

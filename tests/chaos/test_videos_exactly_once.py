@@ -75,6 +75,7 @@ def check_all(output: Path, ids: set[str]) -> None:
     assert Counter(row["asset_id"] for row in found) == dict.fromkeys(ids, CLIPS_PER_VIDEO)
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_random_kills_lose_and_double_nothing(job: Path, tmp_path: Path) -> None:
     ids, output, seed = make_videos(tmp_path / "in", 16), tmp_path / "corpus", time.time_ns() % 10_000

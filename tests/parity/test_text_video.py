@@ -127,7 +127,7 @@ def test_greedy_tokens(clips, asked, step, name):
 
 @pytest.mark.vllm
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["video", "stream_0", "stream_1", "stream_2"])
+@pytest.mark.parametrize("name", CASES)
 def test_greedy_tokens_with_vllm(clips, asked, vllm_step, name):
     check_greedy(vllm_step.engine, asked(name).requests["en"], clips[name])
 
@@ -146,6 +146,7 @@ def test_a_clip_becomes_the_references_caption(clips, tracked, step):
     assert (sample.failure, event.texts["en"].text, event.history) == (None, clips["video"]["text"], {"en": None})
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_stream_tells_itself_what_the_reference_tells_it(clips, tracked, step):
     names = ["stream_0", "stream_1", "stream_2"]

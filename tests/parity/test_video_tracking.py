@@ -61,6 +61,7 @@ def check_tokens(track: Track, case: dict[str, Any], expected: dict[str, np.ndar
     assert difference(tokens.image_later[:, ::64, ::8], expected["image_tokens_s_others"]) <= 5e-4
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_stream_hands_its_box_from_segment_to_segment_as_the_reference(golden, tracked):
     """Each segment was tracked from the golden box, which is exactly the one that this code finds at the end of the one before."""
