@@ -70,7 +70,7 @@ def bare_engine(llm: Path, max_num_seqs: int) -> Any:
         enable_prefix_caching=True,
         dtype="float32",
         max_num_seqs=max_num_seqs,
-        max_model_len=1024,
+        max_model_len=2048,
         generation_config="vllm",
         **cpu,
     )

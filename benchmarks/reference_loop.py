@@ -1,6 +1,6 @@
 """datagen against the reference's way of working, with the same weights, pictures, prompts and tasks, in the same run.
 
-    python benchmarks/reference_loop.py
+    python benchmarks/reference_loop.py [--shape geometry]
 
 The reference takes one region and one task at a time: encode the picture, decode one prompt, run the perceiver, `generate` with
 batch size 1. That loop is written here, over transformers and the same modules. Both decode greedily in float32, so their texts can
@@ -75,11 +75,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--regions", type=int, default=8, help="per image")
     parser.add_argument("--reference-regions", type=int, default=6, help="how many regions the slow loop does")
+    parser.add_argument("--shape", choices=list(common.SHAPES), default="language", help="of the model, see common.py")
     parser.add_argument("--max-tokens", type=int, default=24)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        checkpoint = common.mid_checkpoint(folder)
+        checkpoint = common.mid_checkpoint(folder, arguments.shape)
         print(
             f"{arguments.images} images x {arguments.regions} regions x 4 tasks, answers of at most {arguments.max_tokens} tokens",
             flush=True,
