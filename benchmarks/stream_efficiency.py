@@ -4,9 +4,9 @@
 
 Rendered videos are decoded and tracked as a stream, each object described segment after segment, every caption told the one before
 it. Such a chain has one request at a time, so the engine is full only if the chains of all objects of all videos run side by side.
-Bare vLLM knows no chain: it gets all the prompts at once, ready in memory, through `LLM.generate`. Same engine settings, a language model
-of 23 M with random weights, on the CPU, in float32. Both engines are up all the time and take turns, round by round on other videos, so that
-whatever else the machine does slows both; the result is the median ratio. Goal: 0.8 with 32 chains or more.
+Bare vLLM knows no chain: it gets all the prompts at once, ready in memory, through `LLM.generate`. Same engine settings, a language
+model of 23 M with random weights, on the CPU, in float32. Both engines are up all the time and take turns, round by round on other
+videos, so that whatever else the machine does slows both; the result is the median ratio. Goal: 0.8 with 32 chains or more.
 """
 
 from __future__ import annotations
