@@ -79,17 +79,26 @@ def run(
 
 @app.command()
 def plan(
-    job_file: JobFile, input: Input = None, output: Output = None, model: Model = None, set_: Set = None, as_json: AsJson = False
+    job_file: JobFile,
+    input: Input = None,
+    output: Output = None,
+    model: Model = None,
+    set_: Set = None,
+    cluster: Annotated[Path | None, typer.Option(help="where it would run: a profile, such as cluster/kuberay.yaml")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a run would do: listed, done, left, and the workers it would start. Nothing is run or written.
 
+    With `--cluster`, a job whose steps fit on no node is refused with exit code 2.
+
     Example: `datagen plan pipelines/image-regions.yaml --input photos/ --output corpus/`
     """
+    from datagen.cluster import load_profile
     from datagen.console import print_plan
     from datagen.run import plan_job
 
     job = _job(job_file, set_, {"source.input": input, "output": output, "model.checkpoint": model})
-    planned = plan_job(job)
+    planned = plan_job(job, load_profile(cluster) if cluster else None)
     _show(planned, as_json, lambda console: print_plan(console, planned))
 
 

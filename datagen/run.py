@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datagen import graph
+from datagen.cluster import Profile, fit
 from datagen.commit import Committer, Kind
 from datagen.errors import ClusterError, JobError, StorageError
 from datagen.guard import CRASHES, LedgerClient
@@ -174,9 +175,14 @@ def _polling(ledger: LedgerClient, summary: RunSummary, progress: Progress) -> I
         thread.join(timeout=10)
 
 
-def plan_job(job: Job) -> dict[str, Any]:
-    """List the input against the output, and say which workers a run would start on this machine or cluster. Writes nothing."""
+def plan_job(job: Job, cluster: Profile | None = None) -> dict[str, Any]:
+    """List the input against the output, and say which workers a run would start. Writes nothing.
+
+    cluster: where it would run; left out: this machine, or the cluster that the job names. Raises JobError when a step fits on none of
+    its nodes, and what a run would raise for its input and output.
+    """
     source_input, output = _required(job)
+    fitted = fit(job, cluster) if cluster else None
     summary = RunSummary(run_id="", output=output)
     store = open_store(output, job.s3)
     source = open_source(job.source, job.s3)
@@ -184,7 +190,7 @@ def plan_job(job: Job) -> dict[str, Any]:
     again = to_retry(store, done, job.run.retry_failed)
     for _ in _todo(source, done.without(again), summary, None):
         pass
-    workers = graph.pools(job, graph.resources(job))
+    workers = fitted or graph.pools(job, graph.resources(job))
     return {
         "input": source_input,
         "output": output,
@@ -194,6 +200,7 @@ def plan_job(job: Job) -> dict[str, Any]:
         "skipped": dict(source.skipped),
         "parts": math.ceil(summary.todo / job.write.assets_per_part),
         "workers": {step: pool.model_dump() for step, pool in workers.items()},
+        "cluster": cluster.summary() if cluster else None,
         "warnings": _continued(store, job),
     }
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import Datagen, call_with
 from describe_helpers import golden_job
 from hypothesis import settings
 from s3_server import CREDENTIALS, moto_server, new_bucket, options_of
@@ -18,6 +20,14 @@ from datagen.job import S3Options
 # How long an example takes says something about the machine and its neighbours; pytest-timeout ends what hangs.
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
+
+
+@pytest.fixture
+def datagen(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Datagen]:
+    """The command line, in this process."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    yield call_with(capfd, monkeypatch)
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @pytest.fixture(scope="session")
