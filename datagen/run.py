@@ -70,7 +70,7 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -
     second with the summary so far. Raises JobError or SourceError for a wrong job or input, ModelLoadError for missing weights,
     WriteError or OutputBusyError for the output, ClusterError when the machine or cluster broke (a rerun resumes).
     """
-    source_input, output = _required(job)
+    source_input, output = required(job)
     source = open_source(job.source, job.s3)
     model = _resolve(job)
     store = open_store(output, job.s3)
@@ -181,7 +181,7 @@ def plan_job(job: Job, cluster: Profile | None = None) -> dict[str, Any]:
     cluster: where it would run; left out: this machine, or the cluster that the job names. Raises JobError when a step fits on none of
     its nodes, and what a run would raise for its input and output.
     """
-    source_input, output = _required(job)
+    source_input, output = required(job)
     fitted = fit(job, cluster) if cluster else None
     summary = RunSummary(run_id="", output=output)
     store = open_store(output, job.s3)
@@ -205,7 +205,8 @@ def plan_job(job: Job, cluster: Profile | None = None) -> dict[str, Any]:
     }
 
 
-def _required(job: Job) -> tuple[str, str]:
+def required(job: Job) -> tuple[str, str]:
+    """Input and output. Raises JobError where one is missing."""
     if not job.source.input:
         raise JobError("no input: give --input FOLDER|MANIFEST|COCO.json, or source.input in the job file")
     if not job.output:
