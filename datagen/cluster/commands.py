@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
-from datagen.arguments import Input, Model, Output, Set, read_job
+from datagen.arguments import AsJson, Input, JobFile, Model, Output, Set, read_job, show
 from datagen.cluster.profile import load_profile
 
-cluster_app = typer.Typer(no_args_is_help=True, help="Describe a cluster to the system that starts it.")
+if TYPE_CHECKING:
+    from datagen.cluster.jobs import Jobs
 
+cluster_app = typer.Typer(no_args_is_help=True, help="Describe a cluster to the system that starts it.")
+job_app = typer.Typer(no_args_is_help=True, help="Look after jobs that were submitted to a Ray cluster.")
+
+Cluster = Annotated[Path, typer.Option("--cluster", metavar="PROFILE.yaml", help="cluster profile, such as cluster/kuberay.yaml")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"], help="Ray's job server; left out: the profile's, or http://127.0.0.1:8265"
+    ),
+]
+AtCluster = Annotated[Path | None, typer.Option("--cluster", metavar="PROFILE.yaml", help="profile whose job server is asked")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="as `datagen submit` printed it")]
 ProfileFile = Annotated[Path, typer.Argument(metavar="PROFILE.yaml", help="cluster profile, such as cluster/kuberay.yaml")]
 
 
 def add_commands(app: typer.Typer) -> None:
     """Make them commands of `app`."""
     app.add_typer(cluster_app, name="cluster")
+    app.command()(submit)
+    app.add_typer(job_app, name="job")
 
 
 @cluster_app.command("render")
@@ -39,3 +56,92 @@ def cluster_render(
 
     job = read_job(job_file, set_, input, output, model) if job_file else None
     typer.echo(render(load_profile(profile), job, cron=cron, time_zone=time_zone), nl=False)
+
+
+def submit(
+    job_file: JobFile,
+    cluster: Cluster,
+    input: Input = None,
+    output: Output = None,
+    model: Model = None,
+    set_: Set = None,
+    address: Address = None,
+    wait: Annotated[bool, typer.Option("--wait", help="show its output until it ends, and exit as it does")] = False,
+) -> None:
+    """Start a job on a running Ray cluster, with this datagen; prints its id.
+
+    A job whose steps fit on no node, or whose paths only this machine has, is refused with exit code 2.
+
+    Example: `datagen submit pipelines/image-regions.yaml --cluster cluster/aws.yaml -i s3://pictures/ -o s3://corpora/regions`
+    """
+    from datagen.cluster.place import place
+
+    profile = load_profile(cluster)
+    job = place(read_job(job_file, set_, input, output, model), profile)
+    jobs = _jobs(address, cluster)
+    submission_id = jobs.submit(job, profile)
+    typer.echo(submission_id)
+    if wait:
+        jobs.follow(submission_id, lambda lines: typer.echo(lines, nl=False))
+        raise typer.Exit(jobs.wait(submission_id))
+    where = f" --address {jobs.address}"
+    typer.echo(
+        f"its output: datagen job logs {submission_id} --follow{where}\nto stop it: datagen job stop {submission_id}{where}", err=True
+    )
+
+
+@job_app.command("list")
+def job_list(address: Address = None, cluster: AtCluster = None, as_json: AsJson = False) -> None:
+    """The jobs that the cluster knows, the newest first.
+
+    Example: `datagen job list --address http://127.0.0.1:8265`
+    """
+    jobs = _jobs(address, cluster).list()
+    table = Table("id", "status", "output", box=None)
+    for job in jobs:
+        table.add_row(escape(job["id"]), job["status"], escape(job["metadata"].get("output", "")))
+    show(jobs, as_json, lambda console: console.print(table))
+
+
+@job_app.command("status")
+def job_status(submission_id: JobId, address: Address = None, cluster: AtCluster = None, as_json: AsJson = False) -> None:
+    """How far a job is: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED, and why.
+
+    Example: `datagen job status image-regions-1a2b3c4d`
+    """
+    job = _jobs(address, cluster).status(submission_id)
+    show(job, as_json, lambda console: console.print(f"{job['status']}: {escape(job['message'] or '')}", soft_wrap=True))
+
+
+@job_app.command("logs")
+def job_logs(
+    submission_id: JobId,
+    address: Address = None,
+    cluster: AtCluster = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the job ends")] = False,
+) -> None:
+    """What a job has printed.
+
+    Example: `datagen job logs image-regions-1a2b3c4d --follow`
+    """
+    jobs = _jobs(address, cluster)
+    if follow:
+        jobs.follow(submission_id, lambda lines: typer.echo(lines, nl=False))
+    else:
+        typer.echo(jobs.logs(submission_id), nl=False)
+
+
+@job_app.command("stop")
+def job_stop(submission_id: JobId, address: Address = None, cluster: AtCluster = None) -> None:
+    """Ask a job to end; what is committed stays, and the same job, submitted again, goes on from there.
+
+    Example: `datagen job stop image-regions-1a2b3c4d`
+    """
+    stopped = _jobs(address, cluster).stop(submission_id)
+    typer.echo("asked to stop" if stopped else "it has ended already")
+
+
+def _jobs(address: str | None, cluster: Path | None) -> Jobs:
+    from datagen.cluster.jobs import Jobs
+
+    return Jobs(address or (load_profile(cluster).address if cluster else "http://127.0.0.1:8265"))

@@ -19,8 +19,8 @@ _PATHS = (("source", "input"), ("source", "media_root"), ("output",))
 _PATHS_OR_NAMES = (("model", "checkpoint"), ("model", "sam2"), ("model", "sam2_config"))
 
 
-def place(job: Job, cluster: Profile) -> Job:
-    """The job to run on the cluster.
+def place(job: Job, cluster: Profile, address: str | None = "auto") -> Job:
+    """The job to run on the cluster. address: how its driver finds Ray; None: it starts one of its own.
 
     Raises JobError when it does not fit there, lacks input or output, or names a path that only this machine has.
     """
@@ -32,7 +32,7 @@ def place(job: Job, cluster: Profile) -> Job:
         _everywhere(data, keys, cluster)
     for step, pool in fit(job, cluster).items():
         data[step]["pool"] = pool.model_dump()
-    data["run"]["ray_address"] = "auto"
+    data["run"]["ray_address"] = address
     return parse_job(data)
 
 

@@ -142,13 +142,15 @@ class Profile(Options):
 
     def _problems(self) -> Iterator[str]:
         """What this provider needs and does not find."""
-        every = [*([self.head] if self.head else []), *self.workers]
+        every: list[Node] = [*([self.head] if self.head else []), *self.workers]
         if self.provider == "local" and self.workers:
             yield "a local Ray is one machine: give `head` with works: true, no `workers`"
         if self.provider == "slurm" and (self.head or len(self.workers) != 1):
             yield "a Slurm job is one group of equal nodes, the first of which also is Ray's head: give one group of `workers`, no `head`"
         if self.provider == "slurm" and any(group.min_nodes != group.max_nodes for group in self.workers):
             yield "a Slurm allocation has a fixed number of nodes: write min_nodes and max_nodes alike"
+        if self.provider == "slurm" and (self.image or any(node.image for node in every)):
+            yield "Slurm nodes have no container image: leave `image` out, and make the environment with `setup`"
         if self.provider in ("kuberay", "aws"):
             if not self.head:
                 yield f"{self.provider} needs a `head`"
