@@ -14,9 +14,13 @@ from datagen.cluster.profile import load_profile
 
 if TYPE_CHECKING:
     from datagen.cluster.jobs import Jobs
+    from datagen.cluster.schedule import Schedules
 
 cluster_app = typer.Typer(no_args_is_help=True, help="Describe a cluster to the system that starts it.")
 job_app = typer.Typer(no_args_is_help=True, help="Look after jobs that were submitted to a Ray cluster.")
+schedule_app = typer.Typer(no_args_is_help=True, help="Start jobs at set times.")
+aws_app = typer.Typer(no_args_is_help=True, help="EventBridge Scheduler schedules that start AWS Batch jobs.")
+schedule_app.add_typer(aws_app, name="aws")
 
 Cluster = Annotated[Path, typer.Option("--cluster", metavar="PROFILE.yaml", help="cluster profile, such as cluster/kuberay.yaml")]
 Address = Annotated[
@@ -27,6 +31,9 @@ Address = Annotated[
 ]
 AtCluster = Annotated[Path | None, typer.Option("--cluster", metavar="PROFILE.yaml", help="profile whose job server is asked")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="as `datagen submit` printed it")]
+ScheduleName = Annotated[str, typer.Argument(metavar="NAME", help="name of the schedule")]
+At = Annotated[str, typer.Option(help="when: 'cron(0 2 * * ? *)', 'rate(1 day)' or 'at(2027-01-31T02:00:00)'")]
+TimeZone = Annotated[str | None, typer.Option(help="of the times, such as Europe/Berlin; left out: UTC, or the operator's")]
 ProfileFile = Annotated[Path, typer.Argument(metavar="PROFILE.yaml", help="cluster profile, such as cluster/kuberay.yaml")]
 
 
@@ -35,6 +42,7 @@ def add_commands(app: typer.Typer) -> None:
     app.add_typer(cluster_app, name="cluster")
     app.command()(submit)
     app.add_typer(job_app, name="job")
+    app.add_typer(schedule_app, name="schedule")
 
 
 @cluster_app.command("render")
@@ -46,7 +54,7 @@ def cluster_render(
     model: Model = None,
     set_: Set = None,
     cron: Annotated[str | None, typer.Option(help="KubeRay: start the job at these times, such as '0 2 * * *'")] = None,
-    time_zone: Annotated[str | None, typer.Option(help="of --cron, such as Europe/Berlin; left out: the operator's")] = None,
+    time_zone: TimeZone = None,
 ) -> None:
     """Print what starts a cluster, or a job on a cluster of its own: KubeRay manifests, a Slurm script, a file for `ray up`.
 
@@ -145,3 +153,74 @@ def _jobs(address: str | None, cluster: Path | None) -> Jobs:
     from datagen.cluster.jobs import Jobs
 
     return Jobs(address or (load_profile(cluster).address if cluster else "http://127.0.0.1:8265"))
+
+
+@aws_app.command("create")
+def schedule_create(
+    name: ScheduleName,
+    job_file: JobFile,
+    cluster: Cluster,
+    at: At,
+    input: Input = None,
+    output: Output = None,
+    model: Model = None,
+    set_: Set = None,
+    time_zone: TimeZone = None,
+) -> None:
+    """A new schedule that starts the job on one machine of AWS Batch.
+
+    Example: `datagen schedule aws create nightly pipelines/image-regions.yaml --cluster cluster/aws.yaml --at 'cron(0 2 * * ? *)'
+    -i s3://pictures/ -o s3://corpora/regions`
+    """
+    job = read_job(job_file, set_, input, output, model)
+    typer.echo(_schedules(cluster).create(name, job, at, time_zone))
+
+
+@aws_app.command("update")
+def schedule_update(
+    name: ScheduleName,
+    job_file: JobFile,
+    cluster: Cluster,
+    at: At,
+    input: Input = None,
+    output: Output = None,
+    model: Model = None,
+    set_: Set = None,
+    time_zone: TimeZone = None,
+) -> None:
+    """Replace a schedule as a whole: its times and its job.
+
+    Example: `datagen schedule aws update nightly pipelines/image-regions.yaml --cluster cluster/aws.yaml --at 'rate(6 hours)'
+    -i s3://pictures/ -o s3://corpora/regions`
+    """
+    job = read_job(job_file, set_, input, output, model)
+    typer.echo(_schedules(cluster).update(name, job, at, time_zone))
+
+
+@aws_app.command("list")
+def schedule_list(cluster: Cluster, as_json: AsJson = False) -> None:
+    """The schedules that datagen made.
+
+    Example: `datagen schedule aws list --cluster cluster/aws.yaml`
+    """
+    schedules = _schedules(cluster).list()
+    table = Table("name", "at", "time_zone", "state", "queue", "input", "output", box=None)
+    for schedule in schedules:
+        table.add_row(*(escape(value) for value in schedule.values()))
+    show(schedules, as_json, lambda console: console.print(table))
+
+
+@aws_app.command("delete")
+def schedule_delete(name: ScheduleName, cluster: Cluster) -> None:
+    """Delete a schedule; jobs that it has started go on.
+
+    Example: `datagen schedule aws delete nightly --cluster cluster/aws.yaml`
+    """
+    _schedules(cluster).delete(name)
+    typer.echo(f"deleted {name}")
+
+
+def _schedules(cluster: Path) -> Schedules:
+    from datagen.cluster.schedule import Schedules
+
+    return Schedules(load_profile(cluster))

@@ -19,6 +19,7 @@ def batch_script(cluster: Profile, job: Job) -> str:
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in _options(cluster, job)),
         "#",
+        "# shellcheck disable=SC1091,SC2016  # what setup sources is on the nodes only; a $ in a value is meant",
         "# A lost node does not end the job. Started again after a preemption, it goes on where it was.",
         "set -eo pipefail",
         "",
