@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,9 +20,16 @@ Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="override one
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output on stdout")]
 
 
-def read_job(path: Path, overrides: list[str] | None, input: str | None, output: str | None, model: str | None) -> Job:
-    """The job of a command line. Raises JobError."""
-    values = {"source.input": input, "output": output, "model.checkpoint": model}
+def read_job(
+    path: Path,
+    overrides: list[str] | None,
+    input: str | None,
+    output: str | None,
+    model: str | None,
+    more: Mapping[str, Any] | None = None,
+) -> Job:
+    """The job of a command line; `more` are values by path, such as `run.seed`, None where not given. Raises JobError."""
+    values = {"source.input": input, "output": output, "model.checkpoint": model, **(more or {})}
     return load_job(path, overrides or (), {key: value for key, value in values.items() if value is not None})
 
 

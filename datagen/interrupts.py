@@ -12,6 +12,7 @@ from typing import Any
 def sigterm_is_ctrl_c() -> None:
     """From now on SIGTERM, as schedulers send it, does what Ctrl-C does. Call it in the main thread."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray's job server starts a job with it blocked
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from datagen.interrupts import handlers_kept, held_back
+from datagen.interrupts import handlers_kept, held_back, sigterm_is_ctrl_c
 
 
 def test_ctrl_c_waits_for_the_end_of_what_must_stay_whole() -> None:
@@ -57,4 +57,16 @@ def test_the_handler_of_sigterm_outlives_a_library_that_sets_its_own() -> None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         assert signal.getsignal(signal.SIGTERM) is ours
     finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_ends_a_run_that_was_started_with_ctrl_c_blocked() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as Ray's job server does it
+    try:
+        sigterm_is_ctrl_c()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGTERM, before)
