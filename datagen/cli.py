@@ -85,7 +85,7 @@ def plan(
 
     Example: `datagen plan pipelines/image-regions.yaml --input photos/ --output corpus/`
     """
-    from datagen.cluster import load_profile
+    from datagen.cluster.profile import load_profile
     from datagen.console import print_plan
     from datagen.run import plan_job
 

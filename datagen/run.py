@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datagen import graph
-from datagen.cluster import Profile, fit
+from datagen.cluster.fit import fit
+from datagen.cluster.profile import Profile
 from datagen.commit import Committer, Kind
 from datagen.errors import ClusterError, JobError, StorageError
 from datagen.guard import CRASHES, LedgerClient

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from datagen.arguments import AsJson, Input, JobFile, Model, Output, Set, read_job, show
 from datagen.cluster.profile import load_profile
+from datagen.errors import JobError
 
 if TYPE_CHECKING:
     from datagen.cluster.jobs import Jobs
@@ -85,6 +86,8 @@ def submit(
     from datagen.cluster.place import place
 
     profile = load_profile(cluster)
+    if profile.provider == "slurm":
+        raise JobError(f"Slurm takes a script: datagen cluster render {cluster} {job_file} --input ... --output ... | sbatch")
     job = place(read_job(job_file, set_, input, output, model), profile)
     jobs = _jobs(address, cluster)
     submission_id = jobs.submit(job, profile)

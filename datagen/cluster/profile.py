@@ -21,7 +21,7 @@ Provider = Literal["local", "kuberay", "aws", "slurm"]
 # What Kubernetes, AWS and Slurm all take as a name.
 Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$")]
 
-_SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY(_ID)?($|_)", re.IGNORECASE)
+_SECRET = re.compile(r"(^|_)(SECRET|TOKEN|PASSWORD|PASSWD|KEY)(_|$)", re.IGNORECASE)
 _SECTIONS = {"kuberay": "kubernetes", "aws": "aws", "slurm": "slurm"}
 _Section = TypeVar("_Section", bound=Options)
 

@@ -18,6 +18,7 @@ from job_server import LOGS, JobServer, job_server
 from datagen.job import parse_job
 
 JOB = "name: try\nperceive: {engine: fake}\ndescribe: {engine: fake, languages: [zh]}\n"
+SLURM = Path(__file__).resolve().parents[2] / "cluster" / "slurm.yaml"
 PLACE = {"name": "place", "provider": "local", "python": "python3.12", "env": {"HF_HOME": "/cache"}}
 
 
@@ -109,6 +110,9 @@ def test_what_cannot_be_is_explained(datagen: Datagen, server: JobServer, argume
     assert datagen("job", "status", "nothing", "--address", server.address).returncode == 2
     away = datagen("job", "list", "--address", "http://127.0.0.1:1")
     assert (away.returncode, "http://127.0.0.1:1" in away.stderr) == (3, True)
+
+    slurm = datagen("submit", arguments[0], "--cluster", SLURM, "-i", "/photos", "-o", "/corpus")
+    assert (slurm.returncode, "| sbatch" in " ".join(slurm.stderr.split())) == (2, True)
 
     known = len(server.jobs)
     refused = datagen("submit", *arguments, "--set", "describe.pool.num_gpus=2")

@@ -9,8 +9,8 @@ import jsonschema
 import pytest
 import yaml
 
-from datagen.cluster import load_profile
 from datagen.cluster.place import place
+from datagen.cluster.profile import load_profile
 from datagen.cluster.render import render
 from datagen.errors import JobError
 from datagen.job import Job, load_job, parse_job

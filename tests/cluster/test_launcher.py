@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from datagen.cluster import load_profile
+from datagen.cluster.profile import load_profile
 from datagen.cluster.render import render
 from datagen.errors import JobError
 from datagen.job import parse_job

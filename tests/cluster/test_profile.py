@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from datagen.cluster import Profile, fit, load_profile
+from datagen.cluster.fit import fit
+from datagen.cluster.profile import Profile, load_profile
 from datagen.errors import JobError
 from datagen.job import Job, parse_job
 
@@ -72,7 +73,7 @@ def test_a_secret_is_refused_and_not_repeated(tmp_path, name):
         load_profile(path)
     assert name in refused.value.message
     assert "hunter2" not in refused.value.message
-    assert profile(env={"HF_HOME": "/cache", "KEYBOARD": "us"}).env
+    assert profile(env={"HF_HOME": "/cache", "KEYBOARD": "us", "TOKENIZERS_PARALLELISM": "false"}).env
 
 
 def test_workers_follow_from_the_cluster_at_its_largest():

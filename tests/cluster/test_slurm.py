@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from datagen.cluster import Profile, load_profile
 from datagen.cluster.place import place
+from datagen.cluster.profile import Profile, load_profile
 from datagen.cluster.render import render
 from datagen.errors import JobError
 from datagen.job import load_job, parse_job

@@ -9,6 +9,7 @@ import pytest
 from command_line import Datagen
 from PIL import Image
 
+CLUSTERS = (["cluster", "render"], ["submit"], ["job"], ["job", "logs"], ["schedule", "aws"], ["schedule", "aws", "create"])
 FAKES = "perceive: {engine: fake}\ndescribe: {engine: fake}\nrun: {executor: inprocess}\n"
 
 
@@ -132,7 +133,7 @@ def test_what_is_not_for_this_job_is_counted(datagen: Datagen, tmp_path: Path, p
 
 
 def test_help_is_everywhere(datagen: Datagen) -> None:
-    for command in ([], ["run"], ["plan"], ["check"], ["stats"], ["model"], ["model", "show"], ["model", "prepare"]):
+    for command in ([], ["run"], ["plan"], ["check"], ["stats"], ["model"], ["model", "show"], ["model", "prepare"], *CLUSTERS):
         result = datagen(*command, "--help")
         assert result.returncode == 0
         assert "Usage" in result.stdout
