@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shlex
 import shutil
 import tempfile
 import time
@@ -53,7 +52,7 @@ class Jobs:
         with tempfile.TemporaryDirectory() as folder, self._explained():
             _pack(Path(folder), job)
             self._client.submit_job(
-                entrypoint=f"{shlex.quote(cluster.python)} -m datagen run job.yaml",
+                entrypoint=f"{cluster.python} -m datagen run job.yaml",
                 submission_id=submission_id,
                 runtime_env={"working_dir": folder, "env_vars": cluster.env | {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_S)}},
                 metadata={"datagen": datagen.__version__, "job": job.name, "output": str(job.output)},

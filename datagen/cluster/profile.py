@@ -104,7 +104,7 @@ class Profile(Options):
     provider: Provider
     image: str | None = Field(None, description="container image that has datagen and its dependencies (cluster/Dockerfile)")
     address: str = Field("http://127.0.0.1:8265", description="of Ray's job server, as seen from where jobs are submitted")
-    python: str = Field("python", description="interpreter on the nodes")
+    python: str = Field("python", pattern=r"^[\w./+-]+$", description="interpreter on the nodes")
     setup: tuple[str, ...] = Field((), description="AWS, Slurm: shell lines run on each node first, such as a registry login")
     env: dict[str, str] = Field({}, description="environment of the job on every node; no secrets")
     retries: int = Field(3, ge=0, description="a scheduler starts a job that broke again this often; it resumes")

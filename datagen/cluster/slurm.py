@@ -1,4 +1,8 @@
-"""A batch script for Slurm: Ray starts on every node of the allocation, and the job runs on the first (`ray symmetric-run`)."""
+"""A batch script for Slurm: Ray starts on every node of the allocation, and the job runs on the first (`ray symmetric-run`).
+
+What `ray symmetric-run` does at its end stops every Ray of its user on the node, hence whole nodes; and it ends with 0 when Ray did not
+start, hence the file with the job's own exit code.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ def batch_script(cluster: Profile, job: Job) -> str:
         *(f"export {name}={shlex.quote(value)}" for name, value in cluster.env.items()),
         "",
         "job=$(mktemp)",
-        "trap 'rm -f \"$job\"' EXIT",
+        'trap \'rm -f "$job" "$job.code"\' EXIT',
         f"cat >\"$job\" <<'{_END}'",
         job_text(job).rstrip("\n"),
         _END,
@@ -53,21 +57,24 @@ def _options(cluster: Profile, job: Job) -> list[str]:
         "account": slurm.account,
         "open-mode": "append",
     }
-    return ["--requeue", "--no-kill", *(f"--{name}={value}" for name, value in options.items() if value is not None)]
+    return ["--exclusive", "--requeue", "--no-kill", *(f"--{name}={value}" for name, value in options.items() if value is not None)]
 
 
 def _commands(cluster: Profile) -> list[str]:
     (group,) = cluster.workers
-    port = (cluster.slurm or SlurmOptions()).port
+    port, broke = (cluster.slurm or SlurmOptions()).port, ClusterError.exit_code
+    run = f'{cluster.python} -m datagen run "$1"'
     return [
         'mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         f"export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT={_START_S}",
-        "status=0",
         f'srun --no-kill ray symmetric-run --address "${{nodes[0]}}:{port}" --min-nodes "$SLURM_JOB_NUM_NODES" \\',
-        f'  --num-cpus={group.cpus} --num-gpus={group.gpus} -- {shlex.quote(cluster.python)} -m datagen run "$job" || status=$?',
+        f"  --num-cpus={group.cpus} --num-gpus={group.gpus} -- \\",
+        f'  bash -c \'{run}; echo $? >"$1.code"\' - "$job" || true',
         "",
-        f"# {ClusterError.exit_code}: the machine or a bucket broke, and starting again resumes.",
-        f'if [ "$status" -eq {ClusterError.exit_code} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {cluster.retries} ]; then',
+        f"# {broke}: Ray, the machine or a bucket broke, and starting again resumes.",
+        f"status={broke}",
+        'if [ -s "$job.code" ]; then status=$(cat "$job.code"); fi',
+        f'if [ "$status" -eq {broke} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {cluster.retries} ]; then',
         '  scontrol requeue "$SLURM_JOB_ID"',
         "fi",
         'exit "$status"',
