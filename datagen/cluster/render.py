@@ -32,6 +32,6 @@ def render(cluster: Profile, job: Job | None = None, *, cron: str | None = None,
             return to_yaml(launcher_config(cluster))
         case "aws", _:
             raise JobError(
-                f"on AWS the cluster comes first (`datagen cluster render PROFILE`, `ray up`), then `datagen submit`; {cluster.name}"
+                "on AWS the cluster comes first: `datagen cluster render PROFILE`, `ray up`; then `datagen submit` starts the job"
             )
     raise JobError(f"there is nothing to render for {cluster.name}, a Ray on one machine: `ray start --head`, then `datagen submit`")
