@@ -98,8 +98,10 @@ def _required(aws: AwsOptions) -> tuple[str, str, str]:
 
 def _batch_job(cluster: Profile, job: Job) -> dict[str, Any]:
     """What differs from the job definition: one machine of the group with the most GPUs, and the job."""
+    if not cluster.workers:
+        raise JobError(f"{cluster.name} has no `workers`, of which a schedule takes one machine")
     group = max(cluster.workers, key=lambda group: (group.gpus, group.cpus))
-    machine = cluster.model_copy(update={"workers": (group.model_copy(update={"min_nodes": 0, "max_nodes": 1}),)})
+    machine = cluster.model_copy(update={"head": None, "workers": (group.model_copy(update={"min_nodes": 0, "max_nodes": 1}),)})
     placed = place(job, machine, address=None)
     text = json.dumps(placed.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False, separators=(",", ":"))
     if len(text) > _MOST_OVERRIDES - 1024:

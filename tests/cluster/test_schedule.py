@@ -161,6 +161,9 @@ def test_a_job_or_profile_that_cannot_be_scheduled_is_refused(datagen: Datagen, 
         return " ".join(result.stderr.split())
 
     assert "aws.batch_queue" in refusal(ARGUMENTS[0], "--cluster", tmp_path / "aws.yaml", *ARGUMENTS[3:])
+    alone = profile | {"workers": [], "head": profile["head"] | {"works": True}}
+    (tmp_path / "alone.yaml").write_text(yaml.safe_dump(alone | {"aws": profile["aws"] | {"batch_queue": "q"}}))
+    assert "has no `workers`" in refusal(ARGUMENTS[0], "--cluster", tmp_path / "alone.yaml", *ARGUMENTS[3:])
     assert "like cluster/aws.yaml" in refusal(ARGUMENTS[0], "--cluster", ROOT / "cluster" / "kuberay.yaml", *ARGUMENTS[3:])
     assert "source.input is photos" in refusal(*ARGUMENTS[:3], "-i", "photos", *ARGUMENTS[5:])
     two = ("--set", "describe.pool.min_workers=2", "--set", "describe.pool.num_gpus=1")
