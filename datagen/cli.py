@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from datagen import __version__
+from datagen.arguments import AsJson, Input, JobFile, Model, Output, Set, read_job, show
+from datagen.cluster.commands import add_commands
 from datagen.errors import DatagenError
 from datagen.interrupts import sigterm_is_ctrl_c
-from datagen.job import Job, ModelOptions, load_job
+from datagen.job import ModelOptions
 
 INTERRUPTED = 130
 
@@ -29,18 +30,9 @@ app = typer.Typer(
 )
 model_app = typer.Typer(no_args_is_help=True, help="Look at model weights, or fetch and convert them once.")
 app.add_typer(model_app, name="model")
+add_commands(app)
 
-JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="job file, such as pipelines/image-regions.yaml")]
-Input = Annotated[str | None, typer.Option("--input", "-i", help="folder, manifest (.parquet .jsonl .csv) or COCO .json")]
-Output = Annotated[str | None, typer.Option("--output", "-o", help="dataset folder; an existing one is continued")]
-Model = Annotated[str | None, typer.Option(help="`tiny` (embedded), a checkpoint folder, or a hub id")]
-Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="override one option: key.path=value (repeatable)")]
-AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output on stdout")]
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="dataset folder")]
-
-
-def _job(path: Path, overrides: list[str] | None, values: dict[str, Any]) -> Job:
-    return load_job(path, overrides or (), {key: value for key, value in values.items() if value is not None})
 
 
 @app.command()
@@ -64,12 +56,12 @@ def run(
     from datagen.console import print_run, run_screen
     from datagen.run import run_job
 
-    job = _job(job_file, set_, {"source.input": input, "output": output, "model.checkpoint": model})
+    job = read_job(job_file, set_, input, output, model)
     try:
         summary = run_job(job, limit=limit, screen=run_screen)
     except KeyboardInterrupt:  # before the first asset, or a second time
         _say_interrupted()
-    _show(summary.to_dict(), as_json, lambda console: print_run(console, summary))
+    show(summary.to_dict(), as_json, lambda console: print_run(console, summary))
     if summary.interrupted:
         _say_interrupted()
     finished = sum(summary.statuses.values())
@@ -79,18 +71,27 @@ def run(
 
 @app.command()
 def plan(
-    job_file: JobFile, input: Input = None, output: Output = None, model: Model = None, set_: Set = None, as_json: AsJson = False
+    job_file: JobFile,
+    input: Input = None,
+    output: Output = None,
+    model: Model = None,
+    set_: Set = None,
+    cluster: Annotated[Path | None, typer.Option(help="where it would run: a profile, such as cluster/kuberay.yaml")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a run would do: listed, done, left, and the workers it would start. Nothing is run or written.
 
+    With `--cluster`, a job whose steps fit on no node is refused with exit code 2.
+
     Example: `datagen plan pipelines/image-regions.yaml --input photos/ --output corpus/`
     """
+    from datagen.cluster.profile import load_profile
     from datagen.console import print_plan
     from datagen.run import plan_job
 
-    job = _job(job_file, set_, {"source.input": input, "output": output, "model.checkpoint": model})
-    planned = plan_job(job)
-    _show(planned, as_json, lambda console: print_plan(console, planned))
+    job = read_job(job_file, set_, input, output, model)
+    planned = plan_job(job, load_profile(cluster) if cluster else None)
+    show(planned, as_json, lambda console: print_plan(console, planned))
 
 
 @app.command()
@@ -105,7 +106,7 @@ def check(dataset: Dataset, as_json: AsJson = False) -> None:
     from datagen.console import print_check
 
     report = check_dataset(dataset)
-    _show(report.to_dict(), as_json, lambda console: print_check(console, report))
+    show(report.to_dict(), as_json, lambda console: print_check(console, report))
     if not report.ok:
         raise typer.Exit(1)
 
@@ -119,7 +120,7 @@ def stats(dataset: Dataset, as_json: AsJson = False) -> None:
     from datagen.stats import dataset_stats, render_stats
 
     numbers = dataset_stats(dataset)
-    _show(numbers, as_json, lambda console: console.print(render_stats(numbers)))
+    show(numbers, as_json, lambda console: console.print(render_stats(numbers)))
 
 
 @app.command("eval")
@@ -140,7 +141,7 @@ def evaluate(
     from datagen.evaluate.render import render_report
 
     report = measure(dataset, gold, similarity)
-    _show(report, as_json, lambda console: console.print(render_report(report)))
+    show(report, as_json, lambda console: console.print(render_report(report)))
 
 
 @app.command()
@@ -161,7 +162,7 @@ def scenes(
 
     written = write_scenes(output, num_images=images, num_clips=clips, seed=seed)
     found = f"{written.num_images} pictures with {written.num_regions} regions, {written.num_clips} clips with {written.num_tracks} tracks"
-    _show(asdict(written), as_json, lambda console: console.print(f"{written.output}: {found}"))
+    show(asdict(written), as_json, lambda console: console.print(f"{written.output}: {found}"))
 
 
 @app.command()
@@ -198,7 +199,7 @@ def model_show(
     from datagen.pam.inspection import inspect_checkpoint
 
     report = inspect_checkpoint(ModelOptions(checkpoint=checkpoint, sam2=sam2, sam2_config=sam2_config))
-    _show(report.to_dict(), as_json, lambda console: print_checkpoint(console, report))
+    show(report.to_dict(), as_json, lambda console: print_checkpoint(console, report))
     if not report.ok:
         raise typer.Exit(1)
 
@@ -222,13 +223,6 @@ def model_prepare(
 def _say_interrupted() -> NoReturn:
     Console(stderr=True).print("[yellow]interrupted:[/yellow] what is committed stays; run the same command to go on")
     raise typer.Exit(INTERRUPTED)
-
-
-def _show(data: dict[str, Any], as_json: bool, render: Callable[[Console], None]) -> None:
-    if as_json:
-        typer.echo(json.dumps(data, indent=2, default=str))
-    else:
-        render(Console(highlight=False))
 
 
 def _version(value: bool) -> None:

@@ -203,8 +203,19 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
         size = f"{pool['min_workers']}" if pool["min_workers"] == pool["max_workers"] else f"{pool['min_workers']}-{pool['max_workers']}"
         gpus = f", {pool['num_gpus']:g} GPU" if pool["num_gpus"] else ""
         table.add_row(step, f"{size} workers, each {pool['num_cpus']:g} CPU{gpus}")
+    if plan["cluster"]:
+        table.add_row("cluster", _cluster(plan["cluster"]))
     console.print(table)
     _print_warnings(console, plan["warnings"])
+
+
+def _cluster(cluster: dict[str, Any]) -> str:
+    nodes = ", ".join(
+        f"{least}-{most} {group}" if least != most else f"{most} {group}" for group, (least, most) in cluster["nodes"].items()
+    )
+    least, most = cluster["cost_per_hour"]
+    cost = f"; {least:g} to {most:g} an hour" if most else ""
+    return f"{cluster['name']} ({cluster['provider']}): {nodes}{cost}"
 
 
 def print_checkpoint(console: Console, report: CheckpointReport) -> None:

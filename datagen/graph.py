@@ -261,7 +261,9 @@ def _videos_on_ray(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> I
 
 
 def _with_step(dataset: Dataset, worker: str, arguments: tuple[Any, ...], pool: Pool, job: Job) -> Dataset:
-    return dataset.map_batches(
+    # A batch is a block, as it is. The public map_batches refuses that for workers with a GPU, because it cannot know how large a block is;
+    # Ray's own map_groups calls this one for the same reason.
+    return dataset.map_batches_internal(
         _WORKERS[worker],
         fn_constructor_args=arguments,
         batch_size=None,

@@ -246,9 +246,9 @@ class S3Options(Options):
     def _without_credentials(cls, url: str | None) -> str | None:
         parts = urlsplit(url or "http://left.out")
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise PydanticCustomError("endpoint", "write http://host:port or https://host:port")
+            raise PydanticCustomError("secret", "write http://host:port or https://host:port")
         if parts.username or parts.password:
-            raise PydanticCustomError("endpoint", "credentials do not belong in a URL; use the environment or a profile")
+            raise PydanticCustomError("secret", "credentials do not belong in a URL; use the environment or a profile")
         return url
 
     @model_validator(mode="after")
@@ -329,8 +329,7 @@ def parse_job(data: Mapping[str, Any], where: str = "job") -> Job:
     try:
         return Job.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(dict(item)) for item in error.errors()]
-        raise JobError(f"{where}: " + "\n".join(lines)) from error
+        raise JobError(f"{where}: {refusal(error, Job)}") from error
 
 
 def _assign(data: dict[str, Any], key: str, value: Any) -> None:
@@ -343,23 +342,29 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
     data[last] = value
 
 
-def _explain(item: dict[str, Any]) -> str:
+def refusal(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line per wrong key: what was found, what is allowed. model: what the data was checked against."""
+    return "\n".join(_explain(dict(item), model) for item in error.errors())
+
+
+def _explain(item: dict[str, Any], root: type[BaseModel]) -> str:
     location: Sequence[str | int] = item["loc"]
     path = ".".join(str(part) for part in location)
     if item["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys(location[:-1], root)
         nearest = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean `{nearest[0]}`?" if nearest else "known keys: " + ", ".join(sorted(known))
         return f"unknown key `{path}`; {hint}"
-    if item["type"] == "endpoint":  # what was found may hold a password
-        return f"`{path}`: {item['msg']}"
+    if item["type"] in ("secret", "value_error"):  # what was found may hold a password; the other says itself what was found
+        return (f"`{path}`: " if path else "") + str(item["msg"]).removeprefix("Value error, ")
     return f"`{path}`: {item['msg']}, found {item.get('input')!r}"
 
 
-def _known_keys(location: Sequence[str | int]) -> list[str]:
-    model: type[BaseModel] = Job
+def _known_keys(location: Sequence[str | int], model: type[BaseModel]) -> list[str]:
     for part in location:
-        annotation = model.model_fields[str(part)].annotation
+        if isinstance(part, int):  # an entry of a list
+            continue
+        annotation = model.model_fields[part].annotation
         candidates = [annotation, *get_args(annotation)]
         model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
     return list(model.model_fields)

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datagen import graph
+from datagen.cluster.fit import fit
+from datagen.cluster.profile import Profile
 from datagen.commit import Committer, Kind
 from datagen.errors import ClusterError, JobError, StorageError
 from datagen.guard import CRASHES, LedgerClient
@@ -69,7 +71,7 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -
     second with the summary so far. Raises JobError or SourceError for a wrong job or input, ModelLoadError for missing weights,
     WriteError or OutputBusyError for the output, ClusterError when the machine or cluster broke (a rerun resumes).
     """
-    source_input, output = _required(job)
+    source_input, output = required(job)
     source = open_source(job.source, job.s3)
     model = _resolve(job)
     store = open_store(output, job.s3)
@@ -174,9 +176,14 @@ def _polling(ledger: LedgerClient, summary: RunSummary, progress: Progress) -> I
         thread.join(timeout=10)
 
 
-def plan_job(job: Job) -> dict[str, Any]:
-    """List the input against the output, and say which workers a run would start on this machine or cluster. Writes nothing."""
-    source_input, output = _required(job)
+def plan_job(job: Job, cluster: Profile | None = None) -> dict[str, Any]:
+    """List the input against the output, and say which workers a run would start. Writes nothing.
+
+    cluster: where it would run; left out: this machine, or the cluster that the job names. Raises JobError when a step fits on none of
+    its nodes, and what a run would raise for its input and output.
+    """
+    source_input, output = required(job)
+    fitted = fit(job, cluster) if cluster else None
     summary = RunSummary(run_id="", output=output)
     store = open_store(output, job.s3)
     source = open_source(job.source, job.s3)
@@ -184,7 +191,7 @@ def plan_job(job: Job) -> dict[str, Any]:
     again = to_retry(store, done, job.run.retry_failed)
     for _ in _todo(source, done.without(again), summary, None):
         pass
-    workers = graph.pools(job, graph.resources(job))
+    workers = fitted or graph.pools(job, graph.resources(job))
     return {
         "input": source_input,
         "output": output,
@@ -194,11 +201,13 @@ def plan_job(job: Job) -> dict[str, Any]:
         "skipped": dict(source.skipped),
         "parts": math.ceil(summary.todo / job.write.assets_per_part),
         "workers": {step: pool.model_dump() for step, pool in workers.items()},
+        "cluster": cluster.summary() if cluster else None,
         "warnings": _continued(store, job),
     }
 
 
-def _required(job: Job) -> tuple[str, str]:
+def required(job: Job) -> tuple[str, str]:
+    """Input and output. Raises JobError where one is missing."""
     if not job.source.input:
         raise JobError("no input: give --input FOLDER|MANIFEST|COCO.json, or source.input in the job file")
     if not job.output:

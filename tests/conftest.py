@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import Datagen, call_with
 from describe_helpers import golden_job
 from hypothesis import settings
 from s3_server import CREDENTIALS, moto_server, new_bucket, options_of
@@ -31,6 +33,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(groups[item], len(order)))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(groups[item]))
+
+
+@pytest.fixture
+def datagen(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Datagen]:
+    """The command line, in this process."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    yield call_with(capfd, monkeypatch)
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
-from datagen.interrupts import handlers_kept, held_back
+from datagen.interrupts import handlers_kept, held_back, sigterm_is_ctrl_c
 
 
 def test_ctrl_c_waits_for_the_end_of_what_must_stay_whole() -> None:
@@ -58,3 +59,34 @@ def test_the_handler_of_sigterm_outlives_a_library_that_sets_its_own() -> None:
         assert signal.getsignal(signal.SIGTERM) is ours
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def sigterm() -> Iterator[None]:
+    before, mask = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)], signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    sigterm_is_ctrl_c()
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("started", ["from a terminal", "by Ray's job server", "in the background of a script"])
+def test_sigterm_ends_a_run_however_it_was_started(sigterm: None, started: str) -> None:
+    if started == "by Ray's job server":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if started == "in the background of a script":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    steps = []
+
+    def commit() -> None:
+        with held_back():
+            steps.append("regions")
+            signal.raise_signal(signal.SIGTERM)
+            steps.append("assets")
+
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        commit()
+    assert steps == ["regions", "assets"]

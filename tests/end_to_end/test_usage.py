@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import Datagen
 from PIL import Image
 
-from datagen.cli import main
-
+CLUSTERS = (["cluster", "render"], ["submit"], ["job"], ["job", "logs"], ["schedule", "aws"], ["schedule", "aws", "create"])
 FAKES = "perceive: {engine: fake}\ndescribe: {engine: fake}\nrun: {executor: inprocess}\n"
 
 
@@ -24,32 +20,6 @@ def photos(tmp_path: Path) -> Path:
     for shade in range(3):
         Image.new("RGB", (40, 30), (80 * shade, 10, 10)).save(folder / f"{shade}.png")
     return folder
-
-
-@dataclass(frozen=True)
-class Result:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Datagen = Callable[..., Result]
-
-
-@pytest.fixture
-def datagen(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Datagen]:
-    """The command line, in this process: its own start would be most of the time of these tests."""
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-
-    def call(*arguments: str | Path) -> Result:
-        monkeypatch.setattr(sys, "argv", ["datagen", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Result(int(ended.value.code or 0), *capfd.readouterr())
-
-    yield call
-    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def job(tmp_path: Path, text: str = FAKES) -> Path:
@@ -163,7 +133,7 @@ def test_what_is_not_for_this_job_is_counted(datagen: Datagen, tmp_path: Path, p
 
 
 def test_help_is_everywhere(datagen: Datagen) -> None:
-    for command in ([], ["run"], ["plan"], ["check"], ["stats"], ["model"], ["model", "show"], ["model", "prepare"]):
+    for command in ([], ["run"], ["plan"], ["check"], ["stats"], ["model"], ["model", "show"], ["model", "prepare"], *CLUSTERS):
         result = datagen(*command, "--help")
         assert result.returncode == 0
         assert "Usage" in result.stdout
