@@ -21,7 +21,7 @@ from datagen.decode.reader import VideoReader
 from datagen.distill.corpus import cached_arrays, small_mask, table_rows
 from datagen.errors import DatagenError, SourceError
 from datagen.job import DecodeOptions
-from datagen.records import LANGUAGES
+from datagen.records import LANGUAGES, Language
 from datagen.sources.uris import path_of_uri
 from datagen.write import open_dataset
 from datagen.write.layout import check_marker
@@ -34,9 +34,10 @@ _SAME_TIME_S = 1e-3
 class Told:
     """One text per language about a track in its frames [start, stop), counted from 0 in the clip.
 
-    history: language -> the caption before; absent: none.
+    event: its number; None: of the whole clip. history: language -> the caption before; absent: none.
     """
 
+    event: int | None
     start: int
     stop: int
     texts: Mapping[str, str]
@@ -47,9 +48,10 @@ class Told:
 class TrackData:
     """One object of one clip. frames: rows of `ClipCorpus.pixels`, in time order. masks: rows of `ClipCorpus.masks`, one per frame.
 
-    boxes: XYXY as shares of the sides, one per frame; None where the object is not seen.
+    row: (track_id, clip_index). boxes: XYXY as shares of the sides, one per frame; None where the object is not seen.
     """
 
+    row: tuple[str, int]
     frames: range
     masks: range
     boxes: list[tuple[float, float, float, float] | None]
@@ -74,10 +76,10 @@ def load_clips(dataset: str, cache: Path, image_size: int) -> ClipCorpus:
     store = open_dataset(dataset)
     check_marker(store)
     clips = {(row["asset_id"], row["clip_index"]): row for row in table_rows(store, "clips", _CLIP_COLUMNS) if row["status"] == "ok"}
-    rows = [row for row in table_rows(store, "tracks", _TRACK_COLUMNS) if (row["asset_id"], row["clip_index"]) in clips]
+    rows = [row for row in table_rows(store, "tracks", _TRACK_COLUMNS) if (row["asset_id"], row["clip_index"]) in clips and _is_seen(row)]
     rows.sort(key=lambda row: (row["asset_id"], row["clip_index"], row["object_index"]))
     if not rows:
-        raise SourceError(f"{store.uri} has no track of a clip to learn from: its `tracks` table is empty")
+        raise SourceError(f"{store.uri} has no track of a clip to learn from: its `tracks` table is empty, or shows none of its objects")
     used = [clips[key] for key in dict.fromkeys((row["asset_id"], row["clip_index"]) for row in rows)]
     times = {(row["asset_id"], row["clip_index"]): [frame["timestamp_s"] for frame in row["frames"]] for row in rows}
     frames, masks = cached_arrays(
@@ -94,8 +96,26 @@ def load_clips(dataset: str, cache: Path, image_size: int) -> ClipCorpus:
     return ClipCorpus(frames, masks, list(_tracks(rows, clips, times)))
 
 
+def require_captions(corpus: ClipCorpus, languages: Sequence[Language], dataset: str) -> None:
+    """Raise SourceError naming the first language in which nothing is told of any track."""
+    for language in languages:
+        if not any(language in told.texts for track in corpus.tracks for told in track.told):
+            raise SourceError(
+                f"{dataset} has no caption_{language} and no event with a text_{language} to learn from in `tracks`. Leave {language} "
+                "out of the describe stage's languages, or run the job that made the dataset with describe.languages that hold it"
+            )
+
+
 _CLIP_COLUMNS = ["asset_id", "clip_index", "uri", "status", "start_s", "end_s", "width", "height", "sha256"]
-_TRACK_COLUMNS = ["asset_id", "clip_index", "object_index", "frames", "events", *(f"caption_{language}" for language in LANGUAGES)]
+_TRACK_COLUMNS = [
+    "track_id",
+    "asset_id",
+    "clip_index",
+    "object_index",
+    "frames",
+    "events",
+    *(f"caption_{language}" for language in LANGUAGES),
+]
 Times = Mapping[tuple[str, int], Sequence[float]]
 
 
@@ -112,7 +132,7 @@ def _tracks(rows: Sequence[Mapping[str, Any]], clips: Mapping[tuple[str, int], M
         width, height = clips[key]["width"], clips[key]["height"]
         boxes = [_relative(frame["box_xyxy"], width, height) for frame in row["frames"]]
         frames = range(starts[key], starts[key] + len(boxes))
-        yield TrackData(frames, range(first, first + len(boxes)), boxes, _told(row))
+        yield TrackData((row["track_id"], row["clip_index"]), frames, range(first, first + len(boxes)), boxes, _told(row))
         first += len(boxes)
 
 
@@ -121,17 +141,22 @@ def _told(row: Mapping[str, Any]) -> list[Told]:
     numbers = [frame["frame_index"] for frame in row["frames"]]
     told = [
         Told(
+            number,
             bisect_left(numbers, event["start_frame"]),
             bisect_right(numbers, event["end_frame"]),
             {language: event[f"text_{language}"] for language in LANGUAGES if event[f"text_{language}"]},
             {language: event[f"history_{language}"] for language in LANGUAGES if event[f"history_{language}"]},
         )
-        for event in row["events"]
+        for number, event in enumerate(row["events"])
     ]
     whole = {language: row[f"caption_{language}"] for language in LANGUAGES if row[f"caption_{language}"]}
     if whole and (not told or any(told[-1].texts.get(language) != text for language, text in whole.items())):
-        told.append(Told(0, len(row["frames"]), whole, {}))
+        told.append(Told(None, 0, len(row["frames"]), whole, {}))
     return [item for item in told if item.texts]
+
+
+def _is_seen(row: Mapping[str, Any]) -> bool:
+    return any(frame["box_xyxy"] is not None for frame in row["frames"])
 
 
 def _relative(box: Sequence[float] | None, width: int, height: int) -> tuple[float, float, float, float] | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -29,6 +30,7 @@ from datagen.write import open_dataset
 from datagen.write.done import read_parts
 from datagen.write.layout import check_marker
 from datagen.write.parts import part_ids
+from datagen.write.schema import SCHEMA_KEY, arrow_schema
 from datagen.write.store import Store
 
 Key = tuple[str, str]
@@ -39,8 +41,11 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class RegionData:
-    """One region. image: row of `Corpus.pixels`. box: XYXY as shares of the image's sides. texts: the answers, as the model gives them."""
+    """One region. row: (region_id,). image: row of `Corpus.pixels`. box: XYXY as shares of the image's sides. texts: the answers, as
+    the model gives them.
+    """
 
+    row: tuple[str]
     image: int
     box: tuple[float, float, float, float]
     texts: Mapping[Key, str]
@@ -96,7 +101,9 @@ def load_corpus(dataset: str, cache: Path, image_size: int) -> Corpus:
             "masks": ((len(regions), image_size // 2, image_size // 2), (small_mask(row["mask"], image_size // 2) for row in regions)),
         },
     )
-    data = [RegionData(used[row["asset_id"]], _relative_box(row, images[row["asset_id"]]), answers(row)) for row in regions]
+    data = [
+        RegionData((row["region_id"],), used[row["asset_id"]], _relative_box(row, images[row["asset_id"]]), answers(row)) for row in regions
+    ]
     return Corpus(pixels, masks, data, _groups([region.image for region in data], len(assets)))
 
 
@@ -142,13 +149,31 @@ def _images(store: Store) -> dict[str, dict[str, Any]]:
 
 def _region_columns() -> list[str]:
     texts = [f"{task}_{language}" for task in TASKS for language in LANGUAGES]
-    return ["asset_id", "region_index", "mask", "box_xyxy", *texts]
+    return ["region_id", "asset_id", "region_index", "mask", "box_xyxy", *texts]
 
 
 def table_rows(store: Store, table: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a table, some columns, in the order of its parts' names."""
-    for part in read_parts(store, table, part_ids(store, table), columns):
+    """The rows of a table, some columns, in the order of its parts' names. Raises as table_parts does."""
+    for part in table_parts(store, table, columns):
         yield from part.to_pylist()
+
+
+def table_parts(store: Store, table: str, columns: list[str], *optional: str) -> Iterator[pa.Table]:
+    """The parts of a table, some columns, in the order of their names; without those of `optional` that they do not have.
+
+    Raises SourceError for a part of another schema version or without one of the columns, WriteError for one that cannot be read.
+    """
+    expected = arrow_schema(table).metadata[SCHEMA_KEY].decode()
+    for part in read_parts(store, table, part_ids(store, table), [*columns, *optional]):
+        found = (part.schema.metadata or {}).get(SCHEMA_KEY, b"no version").decode()
+        missing = [name for name in columns if name not in part.column_names]
+        if found != expected or missing:
+            lacks = f" without {', '.join(missing)}" if missing else ""
+            raise SourceError(
+                f"{store.uri} has a part of `{table}` of the schema {found}{lacks}; this version reads {expected}. `datagen check` names "
+                "the part; use the version of datagen that made the dataset, or make it again"
+            )
+        yield part
 
 
 def _relative_box(row: Mapping[str, Any], asset: Mapping[str, Any]) -> tuple[float, float, float, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from distill_student import STUDENT, pocket
+from distill_student import STUDENT, metrics_of, pocket
 
 from datagen.distill.config import load_config, parse_config
 from datagen.distill.train import distill, learning_rate
@@ -24,11 +24,6 @@ STAGES = (
     {"kind": "track", "steps": 4, "objects": 2, "frames": 3, "warmup_steps": 2},
     {"kind": "describe", "steps": 6, "batch_size": 4, "clip_share": 0.5, "warmup_steps": 2},
 )
-
-
-def metrics_of(output):
-    lines = [json.loads(line) for line in Path(f"{output}.work/metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +128,7 @@ def test_the_learning_rate_rises_and_falls():
         ({"stages": [{"kind": "segmentation", "steps": 1}]}, "`stages.0`: .*segment"),
         ({"stages": []}, "`stages`"),
         ({"stages": [{"kind": "segment", "steps": 1, "stepz": 2}]}, "`stages.0.segment.stepz`"),
-        ({"student": {"init": "tiny", "llm": {"hidden_size": 64}}}, "leave out segmenter and llm"),
+        ({"student": {"init": "tiny", "llm": {"hidden_size": 64}}}, "leave out segmenter, llm and tokenizer"),
     ],
 )
 def test_a_wrong_configuration_is_named(change, message):
