@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datagen.decode.copies import LocalCopies
 from datagen.decode.reader import VideoReader
 from datagen.distill.corpus import cached_arrays, small_mask, table_rows
-from datagen.errors import DatagenError, SourceError
-from datagen.job import DecodeOptions
+from datagen.errors import DecodeError, SourceError
+from datagen.job import DecodeOptions, S3Options
 from datagen.records import LANGUAGES, Language
-from datagen.sources.uris import path_of_uri
+from datagen.sources.uris import Roots
 from datagen.write import open_dataset
 from datagen.write.layout import check_marker
 from datagen.write.store import Store
@@ -170,26 +171,29 @@ def _masks(rows: Sequence[Mapping[str, Any]], size: int) -> Iterator[NDArray[np.
 
 
 def _decoded(store: Store, clips: Sequence[Mapping[str, Any]], times: Times, size: int) -> Iterator[NDArray[np.uint8]]:
-    reader = VideoReader(DecodeOptions(), size)
+    options = DecodeOptions()
+    reader, copies, place = VideoReader(options, size), LocalCopies(S3Options(), int(options.max_file_gib * 2**30)), Roots(store.uri)
     reader.start()
     try:
-        for clip in clips:
-            wanted = times[clip["asset_id"], clip["clip_index"]]
-            yield from _frames(reader, os.path.abspath(path_of_uri(clip["uri"], store.uri)), clip, wanted)
+        for uri, of_video in groupby(clips, lambda clip: str(clip["uri"])):
+            try:
+                with copies.copy(place.resolve(uri)) as path:
+                    for clip in of_video:
+                        yield from _frames(reader, path, clip, times[clip["asset_id"], clip["clip_index"]])
+            except DecodeError as error:
+                raise SourceError(f"{store.uri} names {uri}, but its frames are not at hand: {error.message}") from error
     finally:
         reader.close()
+        copies.close()
 
 
 def _frames(reader: VideoReader, path: str, clip: Mapping[str, Any], wanted: Sequence[float]) -> Iterator[NDArray[np.uint8]]:
     """The frames of a clip that appear at the wanted times, seconds."""
     left = list(wanted)
-    try:
-        for frame in reader.open(path, clip["uri"], clip["start_s"], clip["end_s"]):
-            if left and abs(frame.timestamp_s - left[0]) < _SAME_TIME_S:
-                left.pop(0)
-                yield frame.pixels
-    except DatagenError as error:
-        raise SourceError(f"{clip['uri']}: its frames are not at hand: {error.message}") from error
+    for frame in reader.open(path, clip["uri"], clip["start_s"], clip["end_s"]):
+        if left and abs(frame.timestamp_s - left[0]) < _SAME_TIME_S:
+            left.pop(0)
+            yield frame.pixels
     if left:
         raise SourceError(f"{clip['uri']} has no frame at {left[0]:.3f} s, where the dataset has one; is it another file than then?")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,7 +24,7 @@ from datagen.errors import SourceError
 from datagen.job import DecodeOptions
 from datagen.masks import decode_mask
 from datagen.records import LANGUAGES, RLE, TASKS, Asset, Language, Sample, Task
-from datagen.sources.uris import path_of_uri
+from datagen.sources.uris import Roots
 from datagen.write import open_dataset
 from datagen.write.done import read_parts
 from datagen.write.layout import check_marker
@@ -81,8 +80,8 @@ def region_words(region: RegionData) -> set[str]:
 def load_corpus(dataset: str, cache: Path, image_size: int) -> Corpus:
     """The images and regions of a dataset, through the cache.
 
-    Relative URIs start from the dataset's folder. Raises SourceError when there is no dataset, no region, or a file that is missing
-    or cannot be decoded; WriteError for another format or schema version.
+    Relative URIs start from the dataset's folder; files in buckets are fetched. Raises SourceError when there is no dataset, no region,
+    or a file that is missing or cannot be decoded; WriteError for another format or schema version.
     """
     store = open_dataset(dataset)
     check_marker(store)
@@ -219,14 +218,12 @@ def _fill(path: Path, shape: tuple[int, ...], items: Iterable[NDArray[Any]], dty
 
 
 def _decoded(store: Store, assets: Sequence[Mapping[str, Any]], size: int) -> Iterator[NDArray[np.uint8]]:
-    step = DecodeStep(DecodeOptions(), size)
+    step, place = DecodeStep(DecodeOptions(), size), Roots(store.uri)
     step.setup()
     try:
         for start in range(0, len(assets), _AT_ONCE):
             rows = assets[start : start + _AT_ONCE]
-            samples = [
-                Sample(index, Asset(row["asset_id"], os.path.abspath(path_of_uri(row["uri"], store.uri)))) for index, row in enumerate(rows)
-            ]
+            samples = [Sample(index, Asset(row["asset_id"], place.resolve(row["uri"]))) for index, row in enumerate(rows)]
             for sample in step.process(samples):
                 if sample.failure is not None or sample.pixels is None:
                     reason = sample.failure.message if sample.failure else "it has no pixels"
