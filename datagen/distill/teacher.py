@@ -47,7 +47,7 @@ class Teacher:
         # (row, (task or event, language)) -> (first token, first of the most likely, T, k)
         self._places: dict[tuple[Any, ...], tuple[int, int, int, int]] = {}
         cache.mkdir(parents=True, exist_ok=True)
-        paths = {name: cache / f"teacher_{table}_{name}" for name in _FILES}
+        paths = {name: cache / f"teacher_{table}_{name}.bin" for name in _FILES}
         with ExitStack() as stack:
             files = {name: stack.enter_context(path.open("wb")) for name, path in paths.items()}
             for entries, keys in _entries(dataset, table):

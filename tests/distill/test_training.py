@@ -16,6 +16,7 @@ from damage import rewrite, with_column
 from distill_student import STUDENT, metrics_of, pocket
 
 from datagen.distill.config import load_config, parse_config
+from datagen.distill.student import image_size_of, new_student
 from datagen.distill.train import distill, learning_rate
 from datagen.errors import DatagenError, JobError, OutputBusyError, SourceError, WriteError
 from datagen.records import LANGUAGES, TASKS
@@ -138,6 +139,16 @@ def test_the_learning_rate_rises_and_falls():
 def test_a_wrong_configuration_is_named(change, message):
     with pytest.raises(JobError, match=message):
         parse_config({"stages": [STAGES[0]], "student": STUDENT, **change})
+
+
+@pytest.mark.parametrize("name", ["distill.yaml", "smaller.yaml"])
+def test_the_students_of_the_examples_can_see(name, tmp_path):
+    options = load_config(ROOT / "examples/tiny-shapes" / name).student.model_copy(update={"tokenizer": None})
+    front_end = new_student(options, tmp_path, ["red circle"], seed=0).front_end()
+    size = image_size_of(options)
+    features = front_end.encode(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    decoded = front_end.decode(features, torch.tensor([0]), torch.tensor([[[8.0, 8.0]]]), torch.tensor([[1]], dtype=torch.int32))
+    assert decoded.logits.shape == (1, 4, size // 4, size // 4)
 
 
 def test_an_unknown_entry_of_the_segmenter_is_named(scenes, tmp_path):
