@@ -108,15 +108,8 @@ def require_captions(corpus: ClipCorpus, languages: Sequence[Language], dataset:
 
 
 _CLIP_COLUMNS = ["asset_id", "clip_index", "uri", "status", "start_s", "end_s", "width", "height", "sha256"]
-_TRACK_COLUMNS = [
-    "track_id",
-    "asset_id",
-    "clip_index",
-    "object_index",
-    "frames",
-    "events",
-    *(f"caption_{language}" for language in LANGUAGES),
-]
+_CAPTIONS = [f"caption_{language}" for language in LANGUAGES]
+_TRACK_COLUMNS = ["track_id", "asset_id", "clip_index", "object_index", "frames", "events", *_CAPTIONS]
 Times = Mapping[tuple[str, int], Sequence[float]]
 
 
