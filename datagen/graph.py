@@ -77,11 +77,13 @@ def stage(plan: Plan, samples: list[Sample]) -> list[StagedPart]:
     for sample in samples:
         fault_point("write", sample.asset.uri)
     store, options = plan.store, plan.job.write
+    with_logprobs = plan.job.describe.logprobs > 0
     finished = [assemble(sample, plan.job.assemble) for sample in samples]
     if finished[0].clip is not None:
-        return [stage_clip(store, plan.run_id, finished[0], options, track_row)]
+        return [stage_clip(store, plan.run_id, finished[0], options, partial(track_row, token_logprobs=with_logprobs))]
     groups = [[sample for sample in finished if (sample.failure is None) == is_good] for is_good in (True, False)]
-    return [stage_part(store, plan.run_id, group, options, region_row) for group in groups if group]
+    to_row = partial(region_row, token_logprobs=with_logprobs)
+    return [stage_part(store, plan.run_id, group, options, to_row) for group in groups if group]
 
 
 @contextmanager

@@ -169,6 +169,12 @@ class DescribeOptions(Options):
     top_p: float = Field(1.0, gt=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0, description="keep at 1.0: engines disagree on what it counts")
     seed: int = Field(0, description="used where sampling is")
+    logprobs: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="store the log-probabilities of so many most likely tokens at every generated one, for `datagen distill`",
+    )
     concurrent_batches: Positive = Field(8, description="batches of perceive in flight per worker, so that the engine never drains")
     max_num_seqs: Positive = Field(256, description="requests decoded together by the engine")
     max_model_len: Positive = Field(2048, description="longest prompt plus answer, tokens")

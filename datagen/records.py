@@ -149,17 +149,35 @@ def track_id_of(asset_id: str, number: int) -> str:
     return f"{asset_id}-t{number:04d}"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenLogprobs:
+    """What the model held likely at each of the T tokens of one answer, nats, before temperature and penalties.
+
+    token_ids: (T,) int32, those it said, with the end of turn where it came to it. logprobs: (T,) float32, theirs. top_ids: (T, k)
+    int32, the k most likely at each place, most likely first. top_logprobs: (T, k) float32, theirs. tokenizer: fingerprint of the
+    tokenizer that the ids belong to.
+    """
+
+    tokenizer: str
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+    top_ids: np.ndarray
+    top_logprobs: np.ndarray
+
+
 @dataclass(slots=True)
 class Text:
     """One generated text of one region.
 
-    logprob: mean log-probability of the generated tokens (nats). finish_reason: `stop` (end of turn) or `length`.
+    logprob: mean log-probability of the generated tokens (nats). finish_reason: `stop` (end of turn) or `length`. token_logprobs: only
+    where the job asks for them.
     """
 
     text: str
     logprob: float | None
     finish_reason: str
     num_tokens: int
+    token_logprobs: TokenLogprobs | None = None
 
 
 @dataclass(slots=True)

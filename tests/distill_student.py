@@ -1,5 +1,8 @@
 """A pocket student for tests of distillation."""
 
+import json
+from pathlib import Path
+
 from datagen.distill.config import parse_config
 
 SEGMENTER = {
@@ -37,3 +40,9 @@ STUDENT = {"segmenter": SEGMENTER, "llm": LLM, "vocabulary": 600}
 def pocket(*stages, **options):
     """A configuration with the pocket student."""
     return parse_config({"stages": list(stages), "student": STUDENT, "seed": 3, "steps_per_epoch": 3, "device": "cpu", **options})
+
+
+def metrics_of(output):
+    """The metrics of a training, but for how long it took."""
+    lines = [json.loads(line) for line in Path(f"{output}.work/metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]

@@ -62,6 +62,7 @@ def test_images_and_videos_of_one_folder_end_in_one_dataset(media: Path, tmp_pat
     assert (assets["a.mp4"]["num_clips"], assets["a.mp4"]["num_tracks"], assets["a.mp4"]["num_frames"]) == (3, 2, 12)
     assert assets["broken.mp4"]["error_code"] == "truncated"
     assert assets["c.png"]["num_regions"] == 3
+    assert all("token_logprobs" not in pq.read_table(output / table).schema.names for table in ("regions", "tracks"))
     assert check_dataset(str(output)).ok
 
 

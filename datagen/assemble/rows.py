@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from datagen.assemble.texts import clean_label, split_definition
@@ -9,8 +10,11 @@ from datagen.errors import SchemaError
 from datagen.records import LANGUAGES, RLE, TASKS, Clip, Event, Prompt, Region, Sample, Text, Track, TrackFrame
 
 
-def region_row(sample: Sample, region: Region, run_id: str) -> dict[str, Any]:
-    """Plain Python values for every column but `part_id`; columns of texts that were not asked for are None."""
+def region_row(sample: Sample, region: Region, run_id: str, *, token_logprobs: bool = False) -> dict[str, Any]:
+    """Plain Python values for every column but `part_id`; columns of texts that were not asked for are None.
+
+    token_logprobs: with this column, whose numbers are NumPy arrays.
+    """
     asset_id = sample.asset.asset_id
     row: dict[str, Any] = {
         "region_id": f"{asset_id}-{region.region_index:04d}",
@@ -30,17 +34,22 @@ def region_row(sample: Sample, region: Region, run_id: str) -> dict[str, Any]:
             row |= _text_columns(f"{task}_{language}", region.texts.get((task, language)))
     for language in LANGUAGES:
         row |= _answers(region, language)
-    return row | {"flags": list(region.flags), "run_id": run_id}
+    row |= {"flags": list(region.flags), "run_id": run_id}
+    if token_logprobs:
+        keys = [(task, language) for task in TASKS for language in LANGUAGES]
+        told = [({"task": task, "language": language}, region.texts.get((task, language))) for task, language in keys]
+        row["token_logprobs"] = _token_logprobs(told)
+    return row
 
 
-def track_row(sample: Sample, track: Track, run_id: str) -> dict[str, Any]:
+def track_row(sample: Sample, track: Track, run_id: str, *, token_logprobs: bool = False) -> dict[str, Any]:
     """Plain Python values for every column but `part_id`; texts and histories that do not exist are None.
 
     caption_<language> is what the last event says: of the whole clip when it is the only one, of the latest segment in a stream.
-    start_s and end_s are the clip's.
+    start_s and end_s are the clip's. token_logprobs: with this column, whose numbers are NumPy arrays.
     """
     clip = _clip_of(sample)
-    return {
+    row: dict[str, Any] = {
         "track_id": track.track_id,
         "asset_id": sample.asset.asset_id,
         "clip_index": clip.clip_index,
@@ -54,6 +63,11 @@ def track_row(sample: Sample, track: Track, run_id: str) -> dict[str, Any]:
         "flags": list(track.flags),
         "run_id": run_id,
     }
+    if token_logprobs:
+        events = [(number, event, language) for number, event in enumerate(track.events) for language in LANGUAGES]
+        told = [({"event": number, "language": language}, event.texts.get(language)) for number, event, language in events]
+        row["token_logprobs"] = _token_logprobs(told)
+    return row
 
 
 def _clip_of(sample: Sample) -> Clip:
@@ -125,3 +139,19 @@ def _answers(region: Region, language: str) -> dict[str, str]:
     if label is not None:
         columns[f"label_{language}"] = clean_label(label.text)
     return columns
+
+
+def _token_logprobs(texts: Iterable[tuple[dict[str, Any], Text | None]]) -> list[dict[str, Any]]:
+    """One entry for each (what names the text, text) that has them."""
+    return [
+        {
+            **name,
+            "tokenizer": tokens.tokenizer,
+            "token_ids": tokens.token_ids,
+            "logprobs": tokens.logprobs,
+            "top_ids": tokens.top_ids.reshape(-1),
+            "top_logprobs": tokens.top_logprobs.reshape(-1),
+        }
+        for name, text in texts
+        if text is not None and (tokens := text.token_logprobs) is not None
+    ]

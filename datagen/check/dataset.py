@@ -19,20 +19,23 @@ from datagen.check.report import CheckReport, Code
 from datagen.check.rows import AssetFacts, asset_facts, asset_problems, region_problems
 from datagen.check.videos import VideoCheck
 from datagen.errors import WriteError
+from datagen.records import LANGUAGES, TASKS
 from datagen.write.done import DoneSet, id_keys
-from datagen.write.layout import MARKER, RUNS, check_marker, open_dataset
+from datagen.write.layout import MARKER, RUNS, TOKEN_LOGPROBS, check_marker, open_dataset
 from datagen.write.parts import COMMITTED_BY, PART_NAME, part_id_of, part_path
 from datagen.write.schema import SCHEMA_VERSIONS
 from datagen.write.store import STAGING, TEMP_PREFIX, Store
 
 _REGION_COLUMNS = ("region_id", "asset_id", "region_index", "part_id", "run_id", "mask", "area_px", "box_xyxy")
+_LOGPROB_COLUMNS = ("token_logprobs", *(f"{task}_{language}_logprob" for task in TASKS for language in LANGUAGES))
 _EXPECTED_AT_ONCE = 65_536
 
 
 def check_dataset(uri: str, deep: bool = True, expected: Iterable[str] | None = None) -> CheckReport:
     """Check a dataset and name every violation.
 
-    deep: also decode every mask and compare its size, area and box. expected: ids of the listed assets, to prove none was lost.
+    deep: also decode every mask and compare its size, area and box, and look at the log-probabilities of tokens. expected: ids of the
+    listed assets, to prove none was lost.
     Raises SourceError when there is no dataset at `uri`.
     """
     store = open_dataset(uri)
@@ -64,7 +67,7 @@ def check_dataset(uri: str, deep: bool = True, expected: Iterable[str] | None = 
 
 def _check_marker(store: Store, report: CheckReport) -> None:
     try:
-        check_marker(store)
+        report.token_logprobs = bool(check_marker(store).get(TOKEN_LOGPROBS))
     except FileNotFoundError:
         report.add("marker", f"{MARKER} is missing; running the job again restores it")
     except WriteError as error:
@@ -113,7 +116,8 @@ def _check_regions(store: Store, part: str, exists: bool, assets: Mapping[str, A
     counts: Counter[str] = Counter()
     seen: set[str] = set()
     before = damage(report)
-    for rows in batches(store, "regions", part, report, _REGION_COLUMNS) if exists else ():
+    columns = (*_REGION_COLUMNS, *_LOGPROB_COLUMNS) if deep else _REGION_COLUMNS
+    for rows in batches(store, "regions", part, report, columns) if exists else ():
         for row in rows:
             report.num_regions += 1
             counts[row["asset_id"]] += 1

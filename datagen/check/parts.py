@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from datagen.check.report import CheckReport
 from datagen.write.parts import part_path
-from datagen.write.schema import SCHEMA_KEY, arrow_schema
+from datagen.write.schema import SCHEMA_KEY, arrow_schema, optional_columns
 from datagen.write.store import Store
 
 _BATCH_ROWS = 2048
@@ -20,19 +20,20 @@ _BATCH_TRACKS = 32  # a track holds a mask per frame
 def batches(
     store: Store, table: str, part: str, report: CheckReport, columns: Sequence[str] | None = None
 ) -> Iterator[list[dict[str, Any]]]:
-    """Some columns of a part (None: all), some rows at a time; the others are read too, to prove that they can be.
+    """Some columns of a part (None: all), some rows at a time; the others are read too, to prove that they can be. An optional column
+    that the dataset is without is left out.
 
     Damage and a wrong schema are reported, and end it.
     """
     try:
         with store.open_input(part_path(table, part)) as source:
             file = pq.ParquetFile(source, page_checksum_verification=True)
-            difference = _difference(file.schema_arrow, arrow_schema(table))
+            difference = _difference(file.schema_arrow, _contract(table, file.schema_arrow, report))
             if difference:
                 report.add("schema", difference, table=table, part=part)
                 return
             for batch in file.iter_batches(_BATCH_TRACKS if table == "tracks" else _BATCH_ROWS, use_threads=False):
-                yield (batch if columns is None else batch.select(columns)).to_pylist()
+                yield (batch if columns is None else batch.select([name for name in columns if name in batch.schema.names])).to_pylist()
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         report.add("unreadable_part", f"not a whole Parquet file: {error}", table=table, part=part)
 
@@ -40,6 +41,14 @@ def batches(
 def damage(report: CheckReport) -> int:
     """How much of what was to be read could not be; when it grew, counts of rows say nothing."""
     return report.by_code["unreadable_part"] + report.by_code["schema"]
+
+
+def _contract(table: str, found: pa.Schema, report: CheckReport) -> pa.Schema:
+    """The columns that the part should have. With or without the optional ones, as the dataset's marker says; as found without a marker."""
+    optional = report.token_logprobs
+    if optional is None:
+        optional = not set(optional_columns(table)).isdisjoint(found.names)
+    return arrow_schema(table, optional=optional)
 
 
 def _difference(schema: pa.Schema, contract: pa.Schema) -> str:

@@ -41,6 +41,7 @@ Code = Literal[
     "mask",
     "area",
     "box",
+    "token_logprobs",
     # clips
     "duplicate_clip",
     "stray_clip",
@@ -85,7 +86,7 @@ class CheckReport:
     """What was looked at and what was wrong. `violations` holds the first 10,000; `by_code` counts all of them.
 
     num_parts: commit marks, in `assets` and in `clips`. num_unfinished_videos, num_unfinished_clips: videos that have clips but no
-    row in `assets` yet, and those clips.
+    row in `assets` yet, and those clips. token_logprobs: whether `regions` and `tracks` have this optional column; None: not known.
     """
 
     dataset: str
@@ -99,6 +100,7 @@ class CheckReport:
     num_unfinished_videos: int = 0
     num_unfinished_clips: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
+    token_logprobs: bool | None = None
 
     @property
     def ok(self) -> bool:

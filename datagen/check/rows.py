@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from datagen.check.logprobs import region_logprob_problems
 from datagen.check.masks import areas_and_boxes, box_problem, mask_problem
 from datagen.check.report import Problem
 
@@ -78,6 +79,8 @@ def region_problems(rows: Sequence[Mapping[str, Any]], part: str, assets: Mappin
         if row["run_id"] != facts.run_id:
             yield "mixed_runs", f"run {row['run_id']}, while its asset is of run {facts.run_id}", region_id
         if deep:
+            for wrong in region_logprob_problems(row):
+                yield "token_logprobs", wrong, region_id
             problem = mask_problem(row["mask"], facts.height, facts.width)
             if problem:
                 yield "mask", problem, region_id

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from datagen.check.logprobs import track_logprob_problems
 from datagen.check.masks import areas_and_boxes, box_problem, mask_problem
 from datagen.check.report import Problem
 from datagen.check.rows import outcome_problems, provenance_problems
@@ -36,7 +37,9 @@ def clip_problems(row: Row, part: str, runs: set[str], deep: bool) -> Iterator[P
 
 
 def track_problems(rows: Sequence[Row], clip: Row, part: str, deep: bool) -> Iterator[Problem]:
-    """What is wrong with rows of `tracks` in the part of their clip, each by itself. deep: also decode the masks."""
+    """What is wrong with rows of `tracks` in the part of their clip, each by itself. deep: also decode the masks, and
+    compare the log-probabilities of tokens.
+    """
     for row in rows:
         track_id = row["track_id"]
         if (row["asset_id"], row["clip_index"]) != (clip["asset_id"], clip["clip_index"]):
@@ -54,6 +57,8 @@ def track_problems(rows: Sequence[Row], clip: Row, part: str, deep: bool) -> Ite
         yield from _order_problems(row, clip)
         for problem in _event_problems(row, clip):
             yield "event", problem, track_id
+        for problem in track_logprob_problems(row) if deep else ():
+            yield "token_logprobs", problem, track_id
         yield from _frame_problems(row, clip, deep)
 
 

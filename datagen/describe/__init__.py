@@ -14,13 +14,15 @@ if TYPE_CHECKING:
 
     from datagen.describe.step import DescribeStep
     from datagen.job import Job
+    from datagen.records import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How one answer is drawn. temperature 0 is greedy; `seed` is used only above it.
 
-    ignore_eos goes on to max_tokens whatever comes (comparisons and measurements of fixed length).
+    ignore_eos goes on to max_tokens whatever comes (comparisons and measurements of fixed length). logprobs: of so many most likely
+    tokens at every place the log-probabilities are told, too.
     """
 
     max_tokens: int
@@ -29,6 +31,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
     ignore_eos: bool = False
+    logprobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Completion:
 
     text: decoded without special tokens, stripped. logprob: mean log-probability of token_ids (nats), before temperature and
     penalties. finish_reason: `stop` (the end-of-turn token is the last of token_ids) or `length`. cached_tokens: how many of
-    the prompt_tokens were not computed again.
+    the prompt_tokens were not computed again. token_logprobs: None unless the request's sampling asks for them.
     """
 
     text: str
@@ -55,6 +58,7 @@ class Completion:
     finish_reason: str
     prompt_tokens: int
     cached_tokens: int
+    token_logprobs: TokenLogprobs | None = None
 
 
 class Engine(Protocol):

@@ -11,7 +11,7 @@ from datagen.describe import Completion, Request
 from datagen.describe.events import EventRequests, Said, event_request_id
 from datagen.describe.prompter import RegionRequests, asked_keys, request_id, sampling_for
 from datagen.job import DescribeOptions
-from datagen.records import Sample, Track
+from datagen.records import Sample, TokenLogprobs, Track
 
 _PROMPT_TOKENS = 16
 _NOUNS = ("bowl", "chair", "lamp", "cup", "clock", "shoe", "plant", "wheel")
@@ -62,7 +62,17 @@ class FakeEngine:
         noun = _NOUNS[digest[0] % len(_NOUNS)]
         text = f"{noun}: an invented {noun}" if "-definition_" in request.request_id else noun
         ids = tuple(text.encode())[: request.sampling.max_tokens]
-        return Completion(bytes(ids).decode(), ids, -digest[1] / 64, "stop", len(request.embeds), 0)
+        logprob = -digest[1] / 64
+        told = _token_logprobs(ids, logprob, request.sampling.logprobs) if request.sampling.logprobs else None
+        return Completion(bytes(ids).decode(), ids, logprob, "stop", len(request.embeds), 0, told)
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+def _token_logprobs(ids: tuple[int, ...], logprob: float, count: int) -> TokenLogprobs:
+    """Bytes for tokens: the one that was said comes first, and those that follow it in value are far less likely."""
+    ranks = np.arange(count)
+    top_ids = (np.asarray(ids, np.int32)[:, None] + ranks.astype(np.int32)) % 256
+    top_logprobs = np.tile(np.where(ranks > 0, logprob - 20.0 - ranks, logprob).astype(np.float32), (len(ids), 1))
+    return TokenLogprobs("bytes", top_ids[:, 0].copy(), top_logprobs[:, 0].copy(), top_ids, top_logprobs)

@@ -99,6 +99,7 @@ def sampling_for(options: DescribeOptions, task: str, name: str) -> Sampling:
         top_p=options.top_p,
         repetition_penalty=options.repetition_penalty,
         seed=seed,
+        logprobs=options.logprobs,
     )
 
 

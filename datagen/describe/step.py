@@ -8,12 +8,14 @@ from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, TypeVarTuple
 
+import numpy as np
+
 from datagen.describe import Completion, Engine, OnDeath, Request, exit_process
 from datagen.describe.events import EventPrompter
 from datagen.describe.loop import LoopThread
 from datagen.describe.prompter import Key, Prompter, RegionRequests, asked_keys, groups
 from datagen.describe.slots import Slots
-from datagen.errors import ClusterError, DatagenError, JobError, ModelLoadError
+from datagen.errors import ClusterError, DatagenError, JobError, ModelLoadError, ModelOutputError
 from datagen.job import Job
 from datagen.records import Event, Sample, Text, Track
 
@@ -147,7 +149,10 @@ def _text(sample: Sample, completion: Completion) -> Text:
     _count(sample, "prompt_tokens", completion.prompt_tokens)
     _count(sample, "cached_tokens", completion.cached_tokens)
     _count(sample, "output_tokens", num_tokens)
-    return Text(completion.text, completion.logprob, completion.finish_reason, num_tokens)
+    tokens = completion.token_logprobs
+    if tokens is not None and not np.isfinite(tokens.top_logprobs).all():
+        raise ModelOutputError(f"the log-probabilities of the tokens of {completion.text!r} are not finite")
+    return Text(completion.text, completion.logprob, completion.finish_reason, num_tokens, tokens)
 
 
 def _count(sample: Sample, name: str, amount: int) -> None:

@@ -12,6 +12,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from datagen.describe import Completion, OnDeath, Request, Sampling, exit_process
@@ -20,9 +21,11 @@ from datagen.describe.reaper import Reaper
 from datagen.errors import ClusterError, ModelLoadError, ModelOutputError
 from datagen.job import DescribeOptions
 from datagen.pam.checkpoint import Checkpoint
-from datagen.pam.llm import load_tokenizer, stop_token_ids
+from datagen.pam.llm import load_tokenizer, stop_token_ids, tokenizer_fingerprint
+from datagen.records import TokenLogprobs
 
 _CPU_BLOCK_TOKENS = 32  # the smallest that vLLM's CPU attention takes; its default of 128 would cut up to 127 tokens off a shared prefix
+_MAX_LOGPROBS = 100  # as many as a job may ask for
 _GPU_BATCHED_TOKENS = 8192  # prefill a few regions per step: fills the GPU without holding up those that decode
 
 
@@ -31,6 +34,7 @@ class VllmEngine:
 
     def __init__(self, folder: Path, options: DescribeOptions, device: str, dtype: torch.dtype, on_death: OnDeath = exit_process) -> None:
         self._tokenizer = load_tokenizer(folder)
+        self._fingerprint = tokenizer_fingerprint(self._tokenizer)
         self._stop_ids = list(stop_token_ids(Checkpoint(folder)))
         self._on_death = on_death
         self._dtype = dtype
@@ -106,7 +110,16 @@ class VllmEngine:
                 f"{request.request_id}: the engine ended with {answer.finish_reason}, {len(ids)} tokens, log-probability {logprob}"
             )
         text = self._tokenizer.decode(ids, skip_special_tokens=True).strip()
-        return Completion(text, ids, logprob, answer.finish_reason, len(request.embeds), output.num_cached_tokens or 0)
+        told = self._token_logprobs(answer) if request.sampling.logprobs else None
+        return Completion(text, ids, logprob, answer.finish_reason, len(request.embeds), output.num_cached_tokens or 0, told)
+
+    def _token_logprobs(self, answer: Any) -> TokenLogprobs:
+        """vLLM lists at every place the token that it said, then the most likely ones, which may be that one again."""
+        shape = len(answer.token_ids), -1
+        ids = np.asarray(answer.logprobs.token_ids, np.int32).reshape(shape)
+        logprobs = np.asarray(answer.logprobs.logprobs, np.float32).reshape(shape)
+        columns = (ids[:, 0], logprobs[:, 0], ids[:, 1:], logprobs[:, 1:])
+        return TokenLogprobs(self._fingerprint, *(np.ascontiguousarray(column) for column in columns))
 
 
 @contextmanager
@@ -156,6 +169,7 @@ def _engine_arguments(folder: Path, options: DescribeOptions, device: str, dtype
         "seed": options.seed,
         "max_model_len": options.max_model_len,
         "max_num_seqs": options.max_num_seqs,
+        "max_logprobs": _MAX_LOGPROBS,
         "enforce_eager": _is_eager(options, device),
         "disable_log_stats": True,
     }
@@ -194,7 +208,8 @@ def _sampling_params(sampling: Sampling, stop_ids: list[int]) -> Any:
         seed=None if greedy else sampling.seed,
         stop_token_ids=[] if sampling.ignore_eos else stop_ids,
         ignore_eos=sampling.ignore_eos,
-        logprobs=0,  # of the chosen token alone
+        logprobs=sampling.logprobs,  # 0: of the chosen token alone
+        flat_logprobs=True,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datagen.decode.copies import LocalCopies
 from datagen.decode.reader import VideoReader
 from datagen.distill.corpus import cached_arrays, small_mask, table_rows
-from datagen.errors import DatagenError, SourceError
-from datagen.job import DecodeOptions
-from datagen.records import LANGUAGES
-from datagen.sources.uris import path_of_uri
+from datagen.errors import DecodeError, SourceError
+from datagen.job import DecodeOptions, S3Options
+from datagen.records import LANGUAGES, Language
+from datagen.sources.uris import Roots
 from datagen.write import open_dataset
 from datagen.write.layout import check_marker
 from datagen.write.store import Store
@@ -34,9 +35,10 @@ _SAME_TIME_S = 1e-3
 class Told:
     """One text per language about a track in its frames [start, stop), counted from 0 in the clip.
 
-    history: language -> the caption before; absent: none.
+    event: its number; None: of the whole clip. history: language -> the caption before; absent: none.
     """
 
+    event: int | None
     start: int
     stop: int
     texts: Mapping[str, str]
@@ -47,9 +49,10 @@ class Told:
 class TrackData:
     """One object of one clip. frames: rows of `ClipCorpus.pixels`, in time order. masks: rows of `ClipCorpus.masks`, one per frame.
 
-    boxes: XYXY as shares of the sides, one per frame; None where the object is not seen.
+    row: (track_id, clip_index). boxes: XYXY as shares of the sides, one per frame; None where the object is not seen.
     """
 
+    row: tuple[str, int]
     frames: range
     masks: range
     boxes: list[tuple[float, float, float, float] | None]
@@ -74,10 +77,10 @@ def load_clips(dataset: str, cache: Path, image_size: int) -> ClipCorpus:
     store = open_dataset(dataset)
     check_marker(store)
     clips = {(row["asset_id"], row["clip_index"]): row for row in table_rows(store, "clips", _CLIP_COLUMNS) if row["status"] == "ok"}
-    rows = [row for row in table_rows(store, "tracks", _TRACK_COLUMNS) if (row["asset_id"], row["clip_index"]) in clips]
+    rows = [row for row in table_rows(store, "tracks", _TRACK_COLUMNS) if (row["asset_id"], row["clip_index"]) in clips and _is_seen(row)]
     rows.sort(key=lambda row: (row["asset_id"], row["clip_index"], row["object_index"]))
     if not rows:
-        raise SourceError(f"{store.uri} has no track of a clip to learn from: its `tracks` table is empty")
+        raise SourceError(f"{store.uri} has no track of a clip to learn from: its `tracks` table is empty, or shows none of its objects")
     used = [clips[key] for key in dict.fromkeys((row["asset_id"], row["clip_index"]) for row in rows)]
     times = {(row["asset_id"], row["clip_index"]): [frame["timestamp_s"] for frame in row["frames"]] for row in rows}
     frames, masks = cached_arrays(
@@ -94,8 +97,19 @@ def load_clips(dataset: str, cache: Path, image_size: int) -> ClipCorpus:
     return ClipCorpus(frames, masks, list(_tracks(rows, clips, times)))
 
 
+def require_captions(corpus: ClipCorpus, languages: Sequence[Language], dataset: str) -> None:
+    """Raise SourceError naming the first language in which nothing is told of any track."""
+    for language in languages:
+        if not any(language in told.texts for track in corpus.tracks for told in track.told):
+            raise SourceError(
+                f"{dataset} has no caption_{language} and no event with a text_{language} to learn from in `tracks`. Leave {language} "
+                "out of the describe stage's languages, or run the job that made the dataset with describe.languages that hold it"
+            )
+
+
 _CLIP_COLUMNS = ["asset_id", "clip_index", "uri", "status", "start_s", "end_s", "width", "height", "sha256"]
-_TRACK_COLUMNS = ["asset_id", "clip_index", "object_index", "frames", "events", *(f"caption_{language}" for language in LANGUAGES)]
+_CAPTIONS = [f"caption_{language}" for language in LANGUAGES]
+_TRACK_COLUMNS = ["track_id", "asset_id", "clip_index", "object_index", "frames", "events", *_CAPTIONS]
 Times = Mapping[tuple[str, int], Sequence[float]]
 
 
@@ -112,7 +126,7 @@ def _tracks(rows: Sequence[Mapping[str, Any]], clips: Mapping[tuple[str, int], M
         width, height = clips[key]["width"], clips[key]["height"]
         boxes = [_relative(frame["box_xyxy"], width, height) for frame in row["frames"]]
         frames = range(starts[key], starts[key] + len(boxes))
-        yield TrackData(frames, range(first, first + len(boxes)), boxes, _told(row))
+        yield TrackData((row["track_id"], row["clip_index"]), frames, range(first, first + len(boxes)), boxes, _told(row))
         first += len(boxes)
 
 
@@ -121,17 +135,22 @@ def _told(row: Mapping[str, Any]) -> list[Told]:
     numbers = [frame["frame_index"] for frame in row["frames"]]
     told = [
         Told(
+            number,
             bisect_left(numbers, event["start_frame"]),
             bisect_right(numbers, event["end_frame"]),
             {language: event[f"text_{language}"] for language in LANGUAGES if event[f"text_{language}"]},
             {language: event[f"history_{language}"] for language in LANGUAGES if event[f"history_{language}"]},
         )
-        for event in row["events"]
+        for number, event in enumerate(row["events"])
     ]
     whole = {language: row[f"caption_{language}"] for language in LANGUAGES if row[f"caption_{language}"]}
     if whole and (not told or any(told[-1].texts.get(language) != text for language, text in whole.items())):
-        told.append(Told(0, len(row["frames"]), whole, {}))
+        told.append(Told(None, 0, len(row["frames"]), whole, {}))
     return [item for item in told if item.texts]
+
+
+def _is_seen(row: Mapping[str, Any]) -> bool:
+    return any(frame["box_xyxy"] is not None for frame in row["frames"])
 
 
 def _relative(box: Sequence[float] | None, width: int, height: int) -> tuple[float, float, float, float] | None:
@@ -145,26 +164,29 @@ def _masks(rows: Sequence[Mapping[str, Any]], size: int) -> Iterator[NDArray[np.
 
 
 def _decoded(store: Store, clips: Sequence[Mapping[str, Any]], times: Times, size: int) -> Iterator[NDArray[np.uint8]]:
-    reader = VideoReader(DecodeOptions(), size)
+    options = DecodeOptions()
+    reader, copies, place = VideoReader(options, size), LocalCopies(S3Options(), int(options.max_file_gib * 2**30)), Roots(store.uri)
     reader.start()
     try:
-        for clip in clips:
-            wanted = times[clip["asset_id"], clip["clip_index"]]
-            yield from _frames(reader, os.path.abspath(path_of_uri(clip["uri"], store.uri)), clip, wanted)
+        for uri, of_video in groupby(clips, lambda clip: str(clip["uri"])):
+            try:
+                with copies.copy(place.resolve(uri)) as path:
+                    for clip in of_video:
+                        yield from _frames(reader, path, clip, times[clip["asset_id"], clip["clip_index"]])
+            except DecodeError as error:
+                raise SourceError(f"{store.uri} names {uri}, but its frames are not at hand: {error.message}") from error
     finally:
         reader.close()
+        copies.close()
 
 
 def _frames(reader: VideoReader, path: str, clip: Mapping[str, Any], wanted: Sequence[float]) -> Iterator[NDArray[np.uint8]]:
     """The frames of a clip that appear at the wanted times, seconds."""
     left = list(wanted)
-    try:
-        for frame in reader.open(path, clip["uri"], clip["start_s"], clip["end_s"]):
-            if left and abs(frame.timestamp_s - left[0]) < _SAME_TIME_S:
-                left.pop(0)
-                yield frame.pixels
-    except DatagenError as error:
-        raise SourceError(f"{clip['uri']}: its frames are not at hand: {error.message}") from error
+    for frame in reader.open(path, clip["uri"], clip["start_s"], clip["end_s"]):
+        if left and abs(frame.timestamp_s - left[0]) < _SAME_TIME_S:
+            left.pop(0)
+            yield frame.pixels
     if left:
         raise SourceError(f"{clip['uri']} has no frame at {left[0]:.3f} s, where the dataset has one; is it another file than then?")
 

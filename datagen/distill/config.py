@@ -19,13 +19,17 @@ class StudentOptions(Options):
     init: str | None = Field(None, description="checkpoint to start from: a folder or hub id; left out: random weights of the sizes below")
     segmenter: dict[str, Any] = Field({}, description="entries of the SAM 2 config, by dotted path, such as `image_size: 128`")
     llm: dict[str, Any] = Field({}, description="entries of the language model's config.json, such as `hidden_size: 128`")
-    vocabulary: Positive = Field(800, description="entries of the tokenizer at most; it is trained on the texts and the prompts")
+    tokenizer: str | None = Field(
+        None,
+        description="checkpoint whose tokenizer the student takes, such as its teacher's: a folder or hub id; left out: one of its own",
+    )
+    vocabulary: Positive = Field(800, description="entries of its own tokenizer at most, which is trained on the texts and the prompts")
 
     @model_validator(mode="after")
     def _either(self) -> StudentOptions:
-        if self.init is not None and (self.segmenter or self.llm):
+        if self.init is not None and (self.segmenter or self.llm or self.tokenizer):
             raise ValueError(
-                "the sizes of a student that starts from a checkpoint are those of the checkpoint: leave out segmenter and llm"
+                "a student that starts from a checkpoint has its sizes and its tokenizer: leave out segmenter, llm and tokenizer"
             )
         return self
 
@@ -59,7 +63,11 @@ class SegmentStage(StageOptions):
 
 
 class DescribeStage(StageOptions):
-    """Perceiver, projectors and language model: next-token loss on the stored texts, over features of the frozen SAM 2."""
+    """Perceiver, projectors and language model: next-token loss on the stored texts, over features of the frozen SAM 2.
+
+    With a distill_weight above 0 the texts are learned as the teacher wrote them, token by token, and what it held likely beside what
+    it said is learned, too: the dataset needs the column `token_logprobs`, and the student the teacher's tokenizer.
+    """
 
     kind: Literal["describe"]
     batch_size: Positive = Field(16, description="regions (or tracks) per step")
@@ -67,6 +75,10 @@ class DescribeStage(StageOptions):
     clip_share: Fraction = Field(0.0, description="share of steps on tracks of clips instead of regions of images")
     tasks: tuple[Task, ...] = ("label", "definition", "caption", "description")
     languages: tuple[Language, ...] = ("en", "zh")
+    distill_weight: Fraction = Field(
+        0.0, description="share of the loss that is the divergence from the teacher's most likely tokens; the rest is the next-token loss"
+    )
+    temperature: float = Field(1.0, gt=0, description="both distributions are flattened by it before they are compared")
 
 
 class TrackStage(StageOptions):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,11 +24,12 @@ from datagen.errors import SourceError
 from datagen.job import DecodeOptions
 from datagen.masks import decode_mask
 from datagen.records import LANGUAGES, RLE, TASKS, Asset, Language, Sample, Task
-from datagen.sources.uris import path_of_uri
+from datagen.sources.uris import Roots
 from datagen.write import open_dataset
 from datagen.write.done import read_parts
 from datagen.write.layout import check_marker
 from datagen.write.parts import part_ids
+from datagen.write.schema import SCHEMA_KEY, arrow_schema
 from datagen.write.store import Store
 
 Key = tuple[str, str]
@@ -39,8 +40,11 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class RegionData:
-    """One region. image: row of `Corpus.pixels`. box: XYXY as shares of the image's sides. texts: the answers, as the model gives them."""
+    """One region. row: (region_id,). image: row of `Corpus.pixels`. box: XYXY as shares of the image's sides. texts: the answers, as
+    the model gives them.
+    """
 
+    row: tuple[str]
     image: int
     box: tuple[float, float, float, float]
     texts: Mapping[Key, str]
@@ -76,8 +80,8 @@ def region_words(region: RegionData) -> set[str]:
 def load_corpus(dataset: str, cache: Path, image_size: int) -> Corpus:
     """The images and regions of a dataset, through the cache.
 
-    Relative URIs start from the dataset's folder. Raises SourceError when there is no dataset, no region, or a file that is missing
-    or cannot be decoded; WriteError for another format or schema version.
+    Relative URIs start from the dataset's folder; files in buckets are fetched. Raises SourceError when there is no dataset, no region,
+    or a file that is missing or cannot be decoded; WriteError for another format or schema version.
     """
     store = open_dataset(dataset)
     check_marker(store)
@@ -96,7 +100,9 @@ def load_corpus(dataset: str, cache: Path, image_size: int) -> Corpus:
             "masks": ((len(regions), image_size // 2, image_size // 2), (small_mask(row["mask"], image_size // 2) for row in regions)),
         },
     )
-    data = [RegionData(used[row["asset_id"]], _relative_box(row, images[row["asset_id"]]), answers(row)) for row in regions]
+    data = [
+        RegionData((row["region_id"],), used[row["asset_id"]], _relative_box(row, images[row["asset_id"]]), answers(row)) for row in regions
+    ]
     return Corpus(pixels, masks, data, _groups([region.image for region in data], len(assets)))
 
 
@@ -142,13 +148,31 @@ def _images(store: Store) -> dict[str, dict[str, Any]]:
 
 def _region_columns() -> list[str]:
     texts = [f"{task}_{language}" for task in TASKS for language in LANGUAGES]
-    return ["asset_id", "region_index", "mask", "box_xyxy", *texts]
+    return ["region_id", "asset_id", "region_index", "mask", "box_xyxy", *texts]
 
 
 def table_rows(store: Store, table: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a table, some columns, in the order of its parts' names."""
-    for part in read_parts(store, table, part_ids(store, table), columns):
+    """The rows of a table, some columns, in the order of its parts' names. Raises as table_parts does."""
+    for part in table_parts(store, table, columns):
         yield from part.to_pylist()
+
+
+def table_parts(store: Store, table: str, columns: list[str], *optional: str) -> Iterator[pa.Table]:
+    """The parts of a table, some columns, in the order of their names; without those of `optional` that they do not have.
+
+    Raises SourceError for a part of another schema version or without one of the columns, WriteError for one that cannot be read.
+    """
+    expected = arrow_schema(table).metadata[SCHEMA_KEY].decode()
+    for part in read_parts(store, table, part_ids(store, table), [*columns, *optional]):
+        found = (part.schema.metadata or {}).get(SCHEMA_KEY, b"no version").decode()
+        missing = [name for name in columns if name not in part.column_names]
+        if found != expected or missing:
+            lacks = f" without {', '.join(missing)}" if missing else ""
+            raise SourceError(
+                f"{store.uri} has a part of `{table}` of the schema {found}{lacks}; this version reads {expected}. `datagen check` names "
+                "the part; use the version of datagen that made the dataset, or make it again"
+            )
+        yield part
 
 
 def _relative_box(row: Mapping[str, Any], asset: Mapping[str, Any]) -> tuple[float, float, float, float]:
@@ -194,14 +218,12 @@ def _fill(path: Path, shape: tuple[int, ...], items: Iterable[NDArray[Any]], dty
 
 
 def _decoded(store: Store, assets: Sequence[Mapping[str, Any]], size: int) -> Iterator[NDArray[np.uint8]]:
-    step = DecodeStep(DecodeOptions(), size)
+    step, place = DecodeStep(DecodeOptions(), size), Roots(store.uri)
     step.setup()
     try:
         for start in range(0, len(assets), _AT_ONCE):
             rows = assets[start : start + _AT_ONCE]
-            samples = [
-                Sample(index, Asset(row["asset_id"], os.path.abspath(path_of_uri(row["uri"], store.uri)))) for index, row in enumerate(rows)
-            ]
+            samples = [Sample(index, Asset(row["asset_id"], place.resolve(row["uri"]))) for index, row in enumerate(rows)]
             for sample in step.process(samples):
                 if sample.failure is not None or sample.pixels is None:
                     reason = sample.failure.message if sample.failure else "it has no pixels"

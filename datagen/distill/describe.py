@@ -1,4 +1,5 @@
 """The describe stage: perceiver, projectors and language model learn the stored texts, next token by next token, SAM 2 frozen.
+With a teacher they also learn what it held likely at each token (see teacher.divergence).
 
 All texts of a region share its prefix (system prompt and visual embeddings), which is computed once: they lie one after another in a
 sequence whose attention mask lets each see the prefix and itself, at the positions that it has when it is asked for alone.
@@ -7,7 +8,7 @@ Letters of shapes: B sequences, T positions, H hidden size, V visual embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 
 from datagen.distill.clips import ClipCorpus, Told, TrackData
 from datagen.distill.config import DescribeStage
-from datagen.distill.corpus import Corpus, Key
+from datagen.distill.corpus import Corpus, Key, RegionData
 from datagen.distill.features import PROMPTS
 from datagen.distill.student import Student
+from datagen.distill.teacher import Taught, Teacher, divergence, stacked
+from datagen.errors import SourceError
 from datagen.pam.prompts import PromptIds, image_prompt, tokenize, video_prompt
 from datagen.perceive.tracking import selected_frames
 
@@ -32,11 +35,15 @@ Features = tuple[NDArray[np.float16], NDArray[np.float16]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One text to learn. key: (task, language). after: prompt ids behind the visual embeddings. ids: the answer with its end."""
+    """One text to learn. key: (task, language). after: prompt ids behind the visual embeddings. ids: the answer with its end.
+
+    taught: what its teacher held likely, where that is learned, too; `ids` are then its tokens as well.
+    """
 
     key: Key
     after: tuple[int, ...]
     ids: tuple[int, ...]
+    taught: Taught | None = None
 
 
 @dataclass(slots=True)
@@ -56,7 +63,10 @@ class DescribeBatch:
 
 
 class DescribeTask:
-    """What the describe stage trains, on what, and with which loss. regions, tracks: features of SAM 2 for the corpora."""
+    """What the describe stage trains, on what, and with which loss. regions, tracks: features of SAM 2 for the corpora.
+
+    teachers: table -> what a teacher held likely; empty when only the texts are learned.
+    """
 
     def __init__(
         self,
@@ -65,9 +75,10 @@ class DescribeTask:
         seed: int,
         regions: tuple[Corpus, Features] | None,
         tracks: tuple[ClipCorpus, Features] | None,
+        teachers: Mapping[str, Teacher] | None = None,
     ) -> None:
         self.stage, self.student, self.seed = stage, student, seed
-        self.regions, self.tracks = regions, tracks
+        self.regions, self.tracks, self._teachers = regions, tracks, teachers or {}
         self.head = nn.Module()
         self._prompts: dict[Key, PromptIds] = {
             (task, lang): self._tokenized(image_prompt(task, lang)) for task in stage.tasks for lang in stage.languages
@@ -79,7 +90,9 @@ class DescribeTask:
             self._usable = [index for index, keys in enumerate(self._asked) if keys]
         if tracks is not None:
             corpus = tracks[0]
-            self._told = [(track, told) for track in corpus.tracks for told in track.told if _seen(track, told)]
+            self._told = [(track, told) for track in corpus.tracks for told in track.told if _usable(track, told, stage.languages)]
+            if not self._told:
+                raise SourceError("no track has a text about frames of which the first shows it; there is nothing to learn from clips")
 
     def modules(self) -> Iterator[nn.Module]:
         """The parts that are trained."""
@@ -106,7 +119,7 @@ class DescribeTask:
         for index in chosen:
             keys = self._asked[index]
             asked = rng.choice(len(keys), size=min(self.stage.tasks_per_region, len(keys)), replace=False)
-            answers.append([self._answer(keys[number], corpus.regions[index].texts[keys[number]]) for number in asked])
+            answers.append([self._answer(corpus.regions[index], keys[number]) for number in asked])
         return DescribeBatch(_tensor(image_side[chosen, kinds]), _tensor(tokens[chosen, kinds]), answers)
 
     def _track_batch(self, rng: np.random.Generator) -> DescribeBatch:
@@ -115,15 +128,21 @@ class DescribeTask:
         _, (image_side, tokens) = self.tracks
         chosen = [self._told[number] for number in rng.integers(0, len(self._told), max(self.stage.batch_size // 4, 1))]
         rows = np.stack([_rows(track, told) for track, told in chosen])
-        answers = [[self._event(language, told) for language in self.stage.languages if language in told.texts] for _, told in chosen]
+        answers = [
+            [self._event(track, told, language) for language in self.stage.languages if language in told.texts] for track, told in chosen
+        ]
         return DescribeBatch(_tensor(image_side[rows]), _tensor(tokens[rows]), answers)
 
-    def _answer(self, key: Key, text: str) -> Answer:
-        return Answer(key, self._prompts[key].after, self._ids(text))
+    def _answer(self, region: RegionData, key: Key) -> Answer:
+        teacher = self._teachers.get("regions")
+        taught = None if teacher is None else teacher.of(region.row, *key)
+        return Answer(key, self._prompts[key].after, taught.ids if taught else self._ids(region.texts[key]), taught)
 
-    def _event(self, language: str, told: Told) -> Answer:
+    def _event(self, track: TrackData, told: Told, language: str) -> Answer:
         after = self._tokenized(video_prompt(language, told.history.get(language))).after
-        return Answer(("event", language), after, self._ids(told.texts[language]))
+        teacher = self._teachers.get("tracks")
+        taught = None if teacher is None or told.event is None else teacher.of(track.row, told.event, language)
+        return Answer(("event", language), after, taught.ids if taught else self._ids(told.texts[language]), taught)
 
     def _tokenized(self, text: str) -> PromptIds:
         return tokenize(text, self.student.tokenizer)
@@ -132,7 +151,9 @@ class DescribeTask:
         return (*self.student.tokenizer.encode(text, add_special_tokens=False), self.student.stop_id)
 
     def loss(self, batch: DescribeBatch) -> tuple[Tensor, dict[str, float]]:
-        """Mean cross-entropy of the answers' tokens, and how many answers would come out right to the last token."""
+        """Mean cross-entropy of the answers' tokens, where there is a teacher averaged with the divergence from it by
+        `distill_weight`; and how many answers would come out right to the last token.
+        """
         visual = self._visual(batch)
         embeds, mask, positions, targets = self._assembled(visual, batch.answers)
         hidden = self.student.llm.model(
@@ -140,10 +161,24 @@ class DescribeTask:
         ).last_hidden_state
         learned = targets != _NO_TARGET
         logits = self.student.llm.lm_head(hidden[learned]).float()
-        loss = F.cross_entropy(logits, targets[learned])
+        each = F.cross_entropy(logits, targets[learned], reduction="none")
         right = (logits.argmax(-1) == targets[learned]).cpu()
-        report = {"loss": float(loss.detach()), "tokens_right": float(right.float().mean())}
-        return loss, report | _exact(right.tolist(), batch.answers)
+        report = {"next_token": float(each.detach().mean()), "tokens_right": float(right.float().mean())}
+        each, distance = self._distilled(each, logits, [answer for of_row in batch.answers for answer in of_row])
+        loss = each.mean()
+        return loss, {"loss": float(loss.detach())} | report | distance | _exact(right.tolist(), batch.answers)
+
+    def _distilled(self, each: Tensor, logits: Tensor, answers: Sequence[Answer]) -> tuple[Tensor, dict[str, float]]:
+        """The loss of each token (N,), averaged with the divergence where it is taught, and its mean. logits: (N, V)."""
+        taught = [answer.taught for answer in answers if answer.taught is not None]
+        if not taught:
+            return each, {}
+        chosen = torch.tensor([answer.taught is not None for answer in answers for _ in answer.ids], device=each.device)
+        ids, logprobs = (tensor.to(each.device) for tensor in stacked(taught))
+        temperature, weight = self.stage.temperature, self.stage.distill_weight
+        distance = divergence(logits[chosen], ids, logprobs, temperature)
+        mixed = (1 - weight) * each[chosen] + weight * temperature**2 * distance
+        return torch.cat([each[~chosen], mixed]), {"divergence": float(distance.detach().mean())}
 
     def _visual(self, batch: DescribeBatch) -> Tensor:
         """(B, V, H)"""
@@ -202,9 +237,9 @@ def _exact(right: Sequence[bool], answers: Sequence[Sequence[Answer]]) -> dict[s
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-def _seen(track: TrackData, told: Told) -> bool:
-    """Whether the object is seen in the first of the frames, where it is prompted."""
-    return track.boxes[told.start] is not None
+def _usable(track: TrackData, told: Told, languages: Sequence[str]) -> bool:
+    """Whether something is told in any of the languages, and the object is seen in the first of the frames, where it is prompted."""
+    return track.boxes[told.start] is not None and any(language in told.texts for language in languages)
 
 
 def _rows(track: TrackData, told: Told) -> NDArray[np.int64]:

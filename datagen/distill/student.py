@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from datagen.distill.config import StudentOptions
 from datagen.errors import JobError
 from datagen.job import ModelOptions
-from datagen.pam.checkpoint import PERCEIVER, Checkpoint, resolve_model
+from datagen.pam.checkpoint import PERCEIVER, Checkpoint, checkpoint_folder, resolve_model
 from datagen.pam.front_end import FrontEnd
 from datagen.pam.llm import load_tokenizer
 from datagen.pam.projector import Projector
@@ -90,12 +90,15 @@ class Student(nn.Module):
 def new_student(options: StudentOptions, folder: Path, texts: Iterable[str], seed: int) -> Student:
     """A student with random weights, or the one that `options.init` names. folder: where its tokenizer is kept.
 
-    texts: what the tokenizer of a new one is trained on.
+    texts: what the tokenizer of a new one is trained on, unless `options.tokenizer` names one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if options.init is not None:
         return load_student(options.init)
-    write_tokenizer(folder, texts, options.vocabulary)
+    if options.tokenizer is not None:
+        load_tokenizer(checkpoint_folder(ModelOptions(checkpoint=options.tokenizer))).save_pretrained(str(folder))
+    else:
+        write_tokenizer(folder, texts, options.vocabulary)
     tokenizer = load_tokenizer(folder)
     changes = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>")}
     segmenter_config = _segmenter_config(options.segmenter)

@@ -8,14 +8,16 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from datagen.distill.clips import ClipCorpus, load_clips
+from datagen.distill.clips import ClipCorpus, load_clips, require_captions
 from datagen.distill.config import DescribeStage, SegmentStage, Stage
 from datagen.distill.corpus import Corpus, load_corpus, read_texts, require_texts
 from datagen.distill.describe import DescribeTask
 from datagen.distill.features import region_features, track_features
 from datagen.distill.segment import SegmentTask
 from datagen.distill.student import Student
+from datagen.distill.teacher import Teacher, require_teacher
 from datagen.distill.track import TrackTask
+from datagen.pam.llm import tokenizer_fingerprint
 
 
 class Task(Protocol):
@@ -43,6 +45,7 @@ class Data:
         self.dataset, self._cache, self._size = dataset, cache, image_size
         self._regions: Corpus | None = None
         self._clips: ClipCorpus | None = None
+        self._teachers: dict[str, Teacher] = {}
 
     def regions(self) -> Corpus:
         """Images with their regions."""
@@ -56,10 +59,30 @@ class Data:
             self._clips = load_clips(self.dataset, self._cache, self._size)
         return self._clips
 
+    def teacher(self, table: str) -> Teacher:
+        """What a teacher held likely, of the texts in `regions` or `tracks`."""
+        if table not in self._teachers:
+            self._teachers[table] = Teacher(self.dataset, table, self._cache)
+        return self._teachers[table]
+
     def texts(self) -> list[str]:
         """Every text once, in the order of the alphabet."""
         regions, tracks = read_texts(self.dataset)
         return sorted({*regions, *tracks})
+
+
+def require(options: Stage, student: Student, data: Data) -> None:
+    """See that the dataset has what a stage learns from, before any stage begins. Raises SourceError naming what is missing."""
+    if not isinstance(options, DescribeStage):
+        return
+    tables = [table for table, share in (("regions", 1 - options.clip_share), ("tracks", options.clip_share)) if share > 0]
+    if "regions" in tables:
+        require_texts(data.regions(), options.tasks, options.languages, data.dataset)
+    if "tracks" in tables:
+        require_captions(data.clips(), options.languages, data.dataset)
+    for table in tables if options.distill_weight else ():
+        asked: list[tuple[Any, str]] = [(task, language) for task in options.tasks for language in options.languages]
+        require_teacher(data.teacher(table), asked if table == "regions" else [], tokenizer_fingerprint(student.tokenizer), data.dataset)
 
 
 def make_task(options: Stage, student: Student, data: Data, seed: int, cache: Path) -> Task:
@@ -72,13 +95,14 @@ def make_task(options: Stage, student: Student, data: Data, seed: int, cache: Pa
 
 
 def _describe_task(options: DescribeStage, student: Student, data: Data, seed: int, cache: Path) -> DescribeTask:
-    regions = tracks = None
+    regions, tracks, teachers = None, None, dict[str, Teacher]()
     if options.clip_share < 1:
-        require_texts(data.regions(), options.tasks, options.languages, data.dataset)
         regions = data.regions(), region_features(student, data.regions(), cache)
     if options.clip_share > 0:
         tracks = data.clips(), track_features(student, data.clips(), cache)
-    return DescribeTask(options, student, seed, regions, tracks)
+    if options.distill_weight:
+        teachers = {name: data.teacher(name) for name, corpus in (("regions", regions), ("tracks", tracks)) if corpus is not None}
+    return DescribeTask(options, student, seed, regions, tracks, teachers)
 
 
 def trainable(task: Task) -> list[nn.Parameter]:

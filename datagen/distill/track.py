@@ -20,6 +20,7 @@ from datagen.distill.config import TrackStage
 from datagen.distill.prompts import BOX_LABELS, POINT_LABELS, inside_point
 from datagen.distill.segment import mask_losses
 from datagen.distill.student import Student
+from datagen.errors import SourceError
 from datagen.pam.tracker import FrameFeatures, MemoryBank, StepOutput, Tracker, TrackPrompts
 
 _NUM_FRAMES = 16  # what pointers' time codes are divided by for a clip of this length or longer
@@ -47,6 +48,11 @@ class TrackTask:
             for index in range(len(track.frames) - stage.frames + 1)
             if track.boxes[index] is not None
         ]
+        if not self._starts:
+            raise SourceError(
+                f"no track is seen in a frame that {stage.frames - 1} more frames follow: lower the track stage's `frames`, or make longer "
+                "clips (decode.max_clip_s)"
+            )
 
     def modules(self) -> Iterator[nn.Module]:
         """The parts that are trained."""

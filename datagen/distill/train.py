@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from datagen.distill.config import DistillConfig, Stage, StageOptions
+from datagen.distill.config import DistillConfig, Stage, StageOptions, parse_config
 from datagen.distill.student import Student, image_size_of, new_student
-from datagen.distill.tasks import Data, Task, make_task, trainable
+from datagen.distill.tasks import Data, Task, make_task, require, trainable
 from datagen.errors import JobError, OutputBusyError
 
 _FLOOR = 0.05  # of the learning rate, at the end of a stage
@@ -68,6 +68,8 @@ def _distill(config: DistillConfig, data: str, output: Path, work: Path, progres
     _refuse_other_training(config, data, work)
     corpora = Data(data, work / "cache", image_size_of(config.student))
     student = new_student(config.student, work / "tokenizer", corpora.texts(), config.seed).to(_device(config.device))
+    for stage in config.stages:
+        require(stage, student, corpora)
     training = _Training(config, work, student, corpora, progress)
     with _deterministic():
         for number in range(len(config.stages)):
@@ -210,6 +212,8 @@ def _refuse_other_training(config: DistillConfig, data: str, work: Path) -> None
     mine = {"config": config.model_dump(mode="json"), "data": str(Path(data).absolute())}
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
+        # What an earlier version did not know is as it is by default.
+        found["config"] = parse_config(found["config"], str(path)).model_dump(mode="json")
         changed = [key for key in mine if found.get(key) != mine[key]]
         if changed:
             raise JobError(f"{work} holds a training with other {' and '.join(changed)}; give another --output, or delete that folder")

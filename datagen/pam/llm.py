@@ -64,6 +64,15 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise ModelLoadError(f"{folder} has no usable tokenizer ({error}). Download the checkpoint again, or use --model tiny") from error
 
 
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """16 hex digits of the SHA-256 of what every id of a tokenizer stands for, special tokens included.
+
+    Two tokenizers with the same one may cut a text differently, but mean the same by a sequence of ids.
+    """
+    entries = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+
+
 def stop_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
     """Ids that end an answer: `eos_token_id` of generation_config.json, or else of config.json.
 

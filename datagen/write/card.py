@@ -33,7 +33,7 @@ $counts
 ## Tables
 
 `assets` has one row per listed file, with its `status`: `ok`, `empty` (nothing was found) or `failed` (`error_code` and
-`error_message` say why). $tables
+`error_message` say why). $tables$logprobs
 A row's `run_id` names the record in `_datagen/runs/` that says with which models, prompts and settings it was made.
 
 ## Reading it
@@ -81,6 +81,9 @@ masks = masklet(tracks[0])  # all of them, like a (frames, height, width) boolea
     "sql": """SELECT c.uri, track_id, event.start_s, event.end_s, event.text_$language
 FROM (SELECT part_id, track_id, unnest(events) AS event FROM 'tracks/*.parquet') JOIN 'clips/*.parquet' c USING (part_id);""",
 }
+_LOGPROBS = """
+`token_logprobs` has the answers token by token: ids of the model's tokenizer, and at each place the most likely tokens with their
+log-probabilities, flat; `np.reshape(entry["top_ids"], (len(entry["token_ids"]), -1))` has a row per token."""
 _PYTHON_HEAD = """import pandas as pd
 from datasets import load_dataset
 from pycocotools import mask as coco_mask
@@ -106,6 +109,7 @@ def write_card(store: Store, job: Job) -> None:
         intro=" ".join(text["intro"]),
         counts=_counts(done.statuses, rows, done.num_parts + rows["clips"]),
         tables="\n".join(text["tables"]),
+        logprobs=_LOGPROBS if job.describe.logprobs else "",
         python="\n\n".join([_PYTHON_HEAD, *text["python"]]),
         sql="\n".join(text["sql"]),
         checkpoint=job.model.checkpoint,

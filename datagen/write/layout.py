@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from datagen import __version__
-from datagen.errors import SourceError, WriteError
+from datagen.errors import JobError, SourceError, WriteError
 from datagen.job import Job, row_options
 from datagen.write.parts import COMMITTED_BY, part_ids
 from datagen.write.schema import SCHEMA_VERSIONS
@@ -28,6 +28,7 @@ from datagen.write.store import META, Store, open_store
 MARKER = f"{META}/dataset.json"
 RUNS = f"{META}/runs"
 FORMAT_VERSION = 1
+TOKEN_LOGPROBS = "token_logprobs"
 
 _PACKAGES = (
     *("datagen", "numpy", "pillow", "pyarrow", "pycocotools", "ray", "safetensors", "sam2", "torch", "transformers"),
@@ -38,12 +39,20 @@ _PACKAGES = (
 def prepare_output(store: Store, job: Job) -> None:
     """Make the place a dataset, or see that it is one that this version can continue. Call it under the lease.
 
-    Raises WriteError when the dataset has another format or other schema versions, or cannot be written.
+    Raises WriteError when the dataset has another format or other schema versions, or cannot be written; JobError when its tables
+    have the optional columns and the job's would not, or the other way round: most readers want all parts alike.
     """
+    optional = job.describe.logprobs > 0
     if store.exists(MARKER):
-        check_marker(store)
+        if bool(check_marker(store).get(TOKEN_LOGPROBS)) != optional:
+            has, wanted = ("no column", "0") if optional else ("the column", "what it was made with")
+            raise JobError(
+                f"{store.uri} has {has} {TOKEN_LOGPROBS}, and describe.logprobs is {job.describe.logprobs}: all parts of a table need the "
+                f"same columns. Set describe.logprobs to {wanted}, or choose a new --output"
+            )
         return
-    marker = {"format": FORMAT_VERSION, "schemas": SCHEMA_VERSIONS, "created_by": f"datagen {__version__}", "job": job.name}
+    marker: dict[str, Any] = {"format": FORMAT_VERSION, "schemas": SCHEMA_VERSIONS, TOKEN_LOGPROBS: optional}
+    marker |= {"created_by": f"datagen {__version__}", "job": job.name}
     store.write(MARKER, _json(marker))
 
 

@@ -23,30 +23,48 @@ _SCALARS = {
     "bool": pa.bool_(),
     "int32": pa.int32(),
     "int64": pa.int64(),
+    "float32": pa.float32(),
     "float64": pa.float64(),
     "timestamp[us, tz=UTC]": pa.timestamp("us", tz="UTC"),
 }
 
 
+_NUMBERS = (pa.int32(), pa.float32())
+
+
 @cache
-def arrow_schema(name: str) -> pa.Schema:
-    """Arrow schema of a table (`assets`, `regions`, `tracks`, `clips`); its metadata says which version: `datagen.schema` = `assets.v1`."""
+def arrow_schema(name: str, *, optional: bool = False) -> pa.Schema:
+    """Arrow schema of a table (`assets`, `regions`, `tracks`, `clips`); its metadata says which version: `datagen.schema` = `assets.v1`.
+
+    optional: with the columns that a table has only when its job asks for them; of all parts of a dataset, or of none.
+    """
+    columns = [_field(column) for column in _columns(name) if optional or not column.get("optional")]
+    return pa.schema(columns, metadata={SCHEMA_KEY: f"{name}.v{SCHEMA_VERSIONS[name]}".encode()})
+
+
+def optional_columns(name: str) -> list[str]:
+    """The columns of a table that are absent unless the job asks for them."""
+    return [column["name"] for column in _columns(name) if column.get("optional")]
+
+
+@cache
+def _columns(name: str) -> list[dict[str, Any]]:
     if name not in SCHEMA_VERSIONS:
         raise SchemaError(f"there is no table {name!r}; tables are {', '.join(SCHEMA_VERSIONS)}")
-    title = f"{name}.v{SCHEMA_VERSIONS[name]}"
-    document = json.loads(share_path(f"schemas/{title}.json").read_text(encoding="utf-8"))
-    return pa.schema([_field(column) for column in document["columns"]], metadata={SCHEMA_KEY: title.encode()})
+    path = share_path(f"schemas/{name}.v{SCHEMA_VERSIONS[name]}.json")
+    columns: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["columns"]
+    return columns
 
 
 def table_from_rows(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Rows as a table of exactly the contract's columns and types, in the order given.
+    """Rows as a table of exactly the contract's columns and types, in the order given; its optional ones when the first row has them.
 
     Raises SchemaError naming the row, the column, what was found and what is expected; nothing is converted except integers to
-    float columns, and NumPy scalars.
+    float columns, NumPy scalars, and one-dimensional NumPy arrays of a list's own type.
     """
-    schema = arrow_schema(name)
     rows = list(rows)
-    checks = _row_checks(name)
+    optional = any(column in rows[0] for column in optional_columns(name)) if rows else False
+    schema, checks = arrow_schema(name, optional=optional), _row_checks(name, optional)
     for row in rows:
         _check_row(name, row, checks)
     return pa.table([pa.array([row[field.name] for row in rows], type=field.type) for field in schema], schema=schema)
@@ -101,8 +119,8 @@ def _check_keys(value: Mapping[str, Any], known: Mapping[str, Any], path: str) -
 
 
 @cache
-def _row_checks(name: str) -> dict[str, _Check]:
-    return {field.name: _check_of(field) for field in arrow_schema(name)}
+def _row_checks(name: str, optional: bool) -> dict[str, _Check]:
+    return {field.name: _check_of(field) for field in arrow_schema(name, optional=optional)}
 
 
 def _check_of(field: pa.Field) -> _Check:
@@ -145,8 +163,11 @@ def _struct_check(kind: pa.DataType) -> _Check:
 
 def _list_check(kind: pa.DataType) -> _Check:
     check_item = _check_of(kind.value_field)
+    numbers = kind.value_type.to_pandas_dtype() if kind.value_type in _NUMBERS else None
 
     def check(value: Any, path: str) -> None:
+        if numbers and isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype == numbers:
+            return  # thousands of numbers need no look at each
         if not isinstance(value, (list, tuple)):
             raise _Misfit(path, value, str(kind))
         for i, item in enumerate(value):
@@ -195,6 +216,7 @@ def _check_time(value: Any, path: str) -> None:
 _SCALAR_CHECKS: dict[pa.DataType, _Check] = {
     pa.string(): _check_text,
     pa.bool_(): _check_bool,
+    pa.float32(): _check_float,
     pa.float64(): _check_float,
     _SCALARS["timestamp[us, tz=UTC]"]: _check_time,
 }

@@ -65,7 +65,7 @@ VIOLATIONS = {
     *("part_name", "part_id", "unknown_run", "mixed_runs"),
     *("lost_asset", "duplicate_asset", "media_type", "status", "failed_row", "asset_size"),
     *("region_count", "track_count", "clip_count", "video_row"),
-    *("duplicate_region", "stray_region", "region_id", "mask", "area", "box"),
+    *("duplicate_region", "stray_region", "region_id", "mask", "area", "box", "token_logprobs"),
     *("duplicate_clip", "stray_clip", "clip_id", "clip_times", "last_clip", "handover"),
     *("duplicate_track", "stray_track", "track_id", "object_index", "track_times"),
     *("frame_index", "timestamp", "object_score", "prompt_frame", "event"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -19,7 +20,8 @@ from datagen.describe.load import device_and_dtype, make_engine
 from datagen.describe.transformers import TransformersEngine, _choose
 from datagen.errors import JobError, ModelOutputError
 from datagen.pam.checkpoint import Checkpoint
-from datagen.pam.llm import prepare_llm
+from datagen.pam.llm import load_tokenizer, prepare_llm, tokenizer_fingerprint
+from datagen.pam.tiny import write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,32 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
     generator = torch.Generator().manual_seed(0)
     drawn = {_choose(logits, [], Sampling(1, temperature=1.0, top_p=0.6), generator) for _ in range(200)}
     assert drawn == {0, 1}
+
+
+def test_log_probabilities_are_those_of_the_logits(engine):
+    prompt = torch.randn(12, 128, generator=torch.Generator().manual_seed(3))
+    found = say(engine, Sampling(6, ignore_eos=True, logprobs=4, temperature=3.0), prompt)
+    told = found.token_logprobs
+    with torch.inference_mode():
+        words = engine.model.get_input_embeddings()(torch.tensor(found.token_ids[:-1]))
+        logits = engine.model(inputs_embeds=torch.cat([prompt, words])[None], logits_to_keep=6).logits[0]
+    expected = logits.log_softmax(-1)
+    assert tuple(told.token_ids) == found.token_ids
+    assert np.allclose(told.logprobs, expected[range(6), found.token_ids], atol=1e-4)
+    assert np.allclose(told.top_logprobs, expected.topk(4).values, atol=1e-4)
+    assert np.allclose(expected.gather(1, torch.from_numpy(told.top_ids).long()), told.top_logprobs, atol=1e-4)
+    assert told.logprobs.mean() == pytest.approx(found.logprob, abs=1e-5)
+    assert told.tokenizer == tokenizer_fingerprint(engine._tokenizer)
+    assert say(engine, Sampling(2), prompt).token_logprobs is None
+
+
+def test_a_fingerprint_tells_what_ids_stand_for(tmp_path):
+    folders = [tmp_path / name for name in ("one", "again", "other")]
+    for folder, texts in zip(folders, ((), (), ["kaleidoscope"] * 9), strict=True):
+        folder.mkdir()
+        write_tokenizer(folder, texts, vocabulary=400)
+    one, again, other = (tokenizer_fingerprint(load_tokenizer(folder)) for folder in folders)
+    assert one == again != other
 
 
 def test_an_answer_ends_at_the_end_of_turn(engine):

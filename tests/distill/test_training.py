@@ -6,17 +6,22 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import reduce
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from distill_student import STUDENT, pocket
+from damage import rewrite, with_column
+from distill_student import STUDENT, metrics_of, pocket
 
 from datagen.distill.config import load_config, parse_config
+from datagen.distill.student import image_size_of, new_student
 from datagen.distill.train import distill, learning_rate
 from datagen.errors import DatagenError, JobError, OutputBusyError, SourceError, WriteError
+from datagen.records import LANGUAGES, TASKS
 from datagen.scenes import write_scenes
+from datagen.write import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = (
@@ -24,11 +29,6 @@ STAGES = (
     {"kind": "track", "steps": 4, "objects": 2, "frames": 3, "warmup_steps": 2},
     {"kind": "describe", "steps": 6, "batch_size": 4, "clip_share": 0.5, "warmup_steps": 2},
 )
-
-
-def metrics_of(output):
-    lines = [json.loads(line) for line in Path(f"{output}.work/metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +133,22 @@ def test_the_learning_rate_rises_and_falls():
         ({"stages": [{"kind": "segmentation", "steps": 1}]}, "`stages.0`: .*segment"),
         ({"stages": []}, "`stages`"),
         ({"stages": [{"kind": "segment", "steps": 1, "stepz": 2}]}, "`stages.0.segment.stepz`"),
-        ({"student": {"init": "tiny", "llm": {"hidden_size": 64}}}, "leave out segmenter and llm"),
+        ({"student": {"init": "tiny", "llm": {"hidden_size": 64}}}, "leave out segmenter, llm and tokenizer"),
     ],
 )
 def test_a_wrong_configuration_is_named(change, message):
     with pytest.raises(JobError, match=message):
         parse_config({"stages": [STAGES[0]], "student": STUDENT, **change})
+
+
+@pytest.mark.parametrize("name", ["distill.yaml", "smaller.yaml"])
+def test_the_students_of_the_examples_can_see(name, tmp_path):
+    options = load_config(ROOT / "examples/tiny-shapes" / name).student.model_copy(update={"tokenizer": None})
+    front_end = new_student(options, tmp_path, ["red circle"], seed=0).front_end()
+    size = image_size_of(options)
+    features = front_end.encode(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    decoded = front_end.decode(features, torch.tensor([0]), torch.tensor([[[8.0, 8.0]]]), torch.tensor([[1]], dtype=torch.int32))
+    assert decoded.logits.shape == (1, 4, size // 4, size // 4)
 
 
 def test_an_unknown_entry_of_the_segmenter_is_named(scenes, tmp_path):
@@ -178,17 +188,69 @@ def test_a_dataset_without_tracks_is_refused(tmp_path):
         distill(pocket(STAGES[1]), str(tmp_path / "data"), tmp_path / "student")
 
 
-def test_a_text_that_the_dataset_lacks_is_named(copy, tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def emptied(copy, table, *columns):
+    """Make these text columns null, as if the job had not asked for them."""
+    for path in (copy / table).glob("*.parquet"):
+        rewrite(path, lambda found: reduce(lambda one, column: with_column(one, column, [None] * len(one)), columns, found))
 
-    for path in (copy / "regions").glob("*.parquet"):
-        table = pq.read_table(path)
-        index = table.schema.get_field_index("caption_zh")
-        pq.write_table(table.set_column(index, table.schema.field(index), pa.nulls(len(table), pa.string())), path)
+
+def test_a_text_that_the_dataset_lacks_is_named_before_anything_is_trained(copy, tmp_path):
+    emptied(copy, "regions", "caption_zh")
+    stage = {**STAGES[2], "clip_share": 0.0}
     with pytest.raises(SourceError, match="no caption_zh to learn from"):
-        distill(pocket({**STAGES[2], "clip_share": 0.0}), str(copy), tmp_path / "student")
-    distill(pocket({**STAGES[2], "clip_share": 0.0, "steps": 1, "languages": ["en"]}), str(copy), tmp_path / "english")
+        distill(pocket(STAGES[0], stage), str(copy), tmp_path / "student")
+    assert not (tmp_path / "student.work/metrics.jsonl").exists()
+    distill(pocket({**stage, "steps": 1, "languages": ["en"]}), str(copy), tmp_path / "english")
+
+
+def test_masks_are_learned_without_semantics_but_words_are_not(copy, tmp_path):
+    emptied(copy, "regions", *(f"{task}_{language}" for task in TASKS for language in LANGUAGES))
+    emptied(copy, "tracks", "caption_en", "caption_zh")
+    for path in (copy / "tracks").glob("*.parquet"):
+        rewrite(path, lambda table: with_column(table, "events", [[] for _ in range(len(table))]))
+    distill(pocket({**STAGES[0], "steps": 1}), str(copy), tmp_path / "masks")
+    with pytest.raises(SourceError, match="no label_en to learn from"):
+        distill(pocket({**STAGES[2], "clip_share": 0.0}), str(copy), tmp_path / "words")
+    with pytest.raises(SourceError, match="no caption_en and no event with a text_en to learn from in `tracks`"):
+        distill(pocket({**STAGES[2], "clip_share": 1.0}), str(copy), tmp_path / "events")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda table: table.replace_schema_metadata({"datagen.schema": "regions.v2"}),
+            r"schema regions\.v2; this version reads regions\.v1",
+        ),
+        (lambda table: table.drop_columns(["mask"]), r"schema regions\.v1 without mask"),
+    ],
+)
+def test_a_part_with_other_columns_is_refused(copy, tmp_path, change, said):
+    rewrite(next((copy / "regions").glob("*.parquet")), change)
+    with pytest.raises(SourceError, match=said):
+        distill(pocket(STAGES[0]), str(copy), tmp_path / "student")
+
+
+def test_media_in_a_bucket_are_fetched_and_a_missing_one_is_named(copy, tmp_path, options, bucket, s3_address, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_address)
+    root = f"s3://{bucket}/scenes"
+    store = open_store(root, options)
+    for path in (copy / "media").iterdir():
+        store.write(f"media/{path.name}", path.read_bytes())
+    for table in ("assets", "clips"):
+        for path in (copy / table).glob("*.parquet"):
+            rewrite(path, lambda found: with_column(found, "uri", [f"{root}/{uri}" for uri in found["uri"].to_pylist()]))
+    shutil.rmtree(copy / "media")
+    for stage, lost in ((STAGES[0], "image-000003.jpg"), (STAGES[1], "clip-000001.mp4")):
+        distill(pocket({**stage, "steps": 1}), str(copy), tmp_path / stage["kind"])
+        store.delete(f"media/{lost}")
+        with pytest.raises(SourceError, match=f"s3://.*{lost}.*not at hand"):
+            distill(pocket({**stage, "steps": 1}), str(copy), tmp_path / f"{stage['kind']}-again")
+
+
+def test_tracks_too_short_for_the_stage_are_refused(scenes, tmp_path):
+    with pytest.raises(SourceError, match="499 more frames"):
+        distill(pocket({**STAGES[1], "frames": 500}), scenes, tmp_path / "student")
 
 
 def test_another_schema_version_is_refused(copy, tmp_path):

@@ -135,6 +135,23 @@ def test_greedy_tokens_with_vllm(cases, vllm_step, embeds, name):
     check_greedy(say(vllm_step.engine, embeds[name]), cases[name])
 
 
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.parametrize("logprobs", [1, 30])
+def test_both_engines_tell_the_same_log_probabilities(cases, engine, vllm_step, embeds, logprobs):
+    prompt, safe = embeds["image_0_box"], cases["image_0_box"]["safe_token_count"]
+    ours, other = (say(some, prompt, logprobs=logprobs).token_logprobs for some in (engine, vllm_step.engine))
+    assert ours.tokenizer == other.tokenizer
+    assert ours.top_ids.shape == other.top_ids.shape == (16, logprobs)
+    assert np.array_equal(ours.token_ids[:safe], other.token_ids[:safe])
+    assert np.allclose(ours.logprobs[:safe], other.logprobs[:safe], atol=5e-3)
+    assert np.allclose(ours.top_logprobs[:safe], other.top_logprobs[:safe], atol=5e-3)
+    # Near ties may come in another order.
+    assert (ours.top_ids[:safe] == other.top_ids[:safe]).mean() > 0.9
+    for told in (ours, other):
+        assert [told.dtype for told in (told.token_ids, told.logprobs, told.top_ids, told.top_logprobs)] == ["i4", "f4"] * 2
+
+
 def check_greedy(completion, case: dict) -> None:
     safe = case["safe_token_count"]
     assert list(completion.token_ids[:safe]) == case["tokens"][:safe]
