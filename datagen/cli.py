@@ -94,6 +94,23 @@ def plan(
 
 
 @app.command()
+def status(dataset: Dataset, as_json: AsJson = False) -> None:
+    """Say how far the run is that writes to a dataset, or how the last one ended. Reads one small file, and may be called at any time.
+
+    Exit codes: 0 it is alive, or has ended; 3 it died, or has not been heard of for several heartbeats (run it again to resume).
+
+    Example: `datagen status corpus/`
+    """
+    from datagen.console import print_status
+    from datagen.heartbeat import run_status
+
+    found = run_status(dataset)
+    _show(found.to_dict(), as_json, lambda console: print_status(console, found))
+    if not found.ok:
+        raise typer.Exit(3)
+
+
+@app.command()
 def check(dataset: Dataset, as_json: AsJson = False) -> None:
     """Prove a dataset's invariants; exit 1 and name every violation otherwise.
 

@@ -18,6 +18,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from datagen.check import CheckReport
+    from datagen.heartbeat import RunStatus
     from datagen.pam.inspection import CheckpointReport
     from datagen.summary import RunSummary
 
@@ -203,6 +204,47 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
         table.add_row(step, f"{size} workers, each {pool['num_cpus']:g} CPU{gpus}")
     console.print(table)
     _print_warnings(console, plan["warnings"])
+
+
+_VERDICTS = {
+    "alive": "[green]running[/green], {age} after its last heartbeat",
+    "died": "[red]died[/red]: its process is gone, its last heartbeat was {age} ago; run the same command to resume",
+    "silent": "[red]silent[/red]: no heartbeat for {age}. It died, was stopped, or is cut off; the same command finds out, and resumes",
+}
+
+
+def print_status(console: Console, status: RunStatus) -> None:
+    """What `datagen status` found."""
+    beat = status.beat
+    verdict = _VERDICTS.get(status.verdict, beat["state"] + " {age} ago").format(age=_ago(status.age_s))
+    console.print(f"{escape(beat['run_id'])} {verdict}", soft_wrap=True)
+    if beat["error"]:
+        console.print(f"[red]{escape(beat['error']['code'])}[/red]: {escape(beat['error']['message'])}", soft_wrap=True)
+    assets = beat["assets"]
+    total = assets["todo"] if assets["all_listed"] else f"{assets['todo']} or more (still listing)"
+    steps = ", ".join(f"{step} {found['samples']}" for step, found in beat["steps"].items() if found["workers"])
+    pace = f"{beat['tokens_per_s']:.1f} tokens/s" if beat["tokens_per_s"] is not None else "loading models" if not steps else "starting"
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_row("job", escape(f"{beat['job']} on {beat['host']}, input {beat['input']}"))
+    table.add_row("started", escape(beat["started_at"]))
+    table.add_row("assets", f"{assets['done']} of {total} done, {assets['failed']} failed, {assets['left']} left")
+    table.add_row("before", f"{assets['done_before']} done by earlier runs")
+    table.add_row("found", ", ".join(f"{beat[name]} {name}" for name in ("regions", "clips", "tracks") if beat[name]) or "no regions yet")
+    if steps:
+        table.add_row("steps", steps)
+    if status.verdict == "alive":
+        table.add_row("pace", pace + (f", ready in {_ago(beat['eta_s'])}" if beat["eta_s"] is not None else ""))
+    console.print(table)
+
+
+def _ago(seconds: float) -> str:
+    """A time span for people: its two largest units."""
+    left, words = max(0, round(seconds)), list[str]()
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if left >= size or (unit == "s" and not words):
+            words.append(f"{left // size} {unit}")
+        left %= size
+    return " ".join(words[:2])
 
 
 def print_checkpoint(console: Console, report: CheckpointReport) -> None:

@@ -20,6 +20,7 @@ from datagen import graph
 from datagen.commit import Committer, Kind
 from datagen.errors import ClusterError, JobError, StorageError
 from datagen.guard import CRASHES, LedgerClient
+from datagen.heartbeat import beating
 from datagen.job import Job
 from datagen.records import Asset, Sample
 from datagen.share import cache_folder
@@ -77,6 +78,8 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -
     summary = RunSummary(run_id=record.run_id, output=output)
     with (
         store.lease({"run_id": record.run_id, "job": job.name, "input": source_input}),
+        _prepared(store, job),
+        beating(store, record, summary),
         _taken_up(store, job, summary) as (retries, videos, removed),
     ):
         todo = _todo(source, retries.done, summary, limit)
@@ -98,12 +101,17 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -
 
 
 @contextmanager
+def _prepared(store: Store, job: Job) -> Iterator[None]:
+    prepare_output(store, job)
+    yield
+
+
+@contextmanager
 def _taken_up(store: Store, job: Job, summary: RunSummary) -> Iterator[tuple[Retries, VideoProgress, Sequence[str]]]:
     """The output, ready to go on with: what is done and what is to be tried again, what is begun, and what was swept away.
 
     At the end failed assets that were not tried again are back, and the card says what there is.
     """
-    prepare_output(store, job)
     removed = sweep(store)
     restore_failed(store, job.write)
     done, videos = resume_videos(store, job.write)
@@ -252,9 +260,10 @@ def _todo(source: Any, done: DoneSet, summary: RunSummary, limit: int | None) ->
             summary.done_before += 1
             continue
         if limit is not None and summary.todo >= limit:
-            return
+            break
         summary.todo += 1
         yield summary.todo - 1, asset
+    summary.all_listed = True
 
 
 def _is_hex(text: str) -> bool:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunSummary:
-    """`listed` counts assets of the input, `done_before` those that earlier runs committed.
+    """`listed` counts assets of the input, `done_before` those that earlier runs committed; `all_listed` once the input was read to its
+    end, or as far as the run's limit.
 
     `statuses` and `failures` count assets (images, and videos once all their clips are committed); `clips` and `tracks` those that
     this run committed, also of videos that are not complete yet.
@@ -26,6 +27,7 @@ class RunSummary:
     run_id: str
     output: str
     listed: int = 0
+    all_listed: bool = False
     done_before: int = 0
     failed_before: int = 0
     diff: Counter[str] = field(default_factory=Counter)

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "datagen"
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 STEPS = ("sources", "decode", "perceive", "describe", "assemble", "write")
 # What every step may use: contracts and pure functions, none of which knows a step.
-SHARED = ("errors", "faults", "guard", "job", "masks", "pam", "records", "remote", "s3", "share")
+SHARED = ("errors", "faults", "guard", "job", "masks", "pam", "processes", "records", "remote", "s3", "share")
 # A step that reads what another one defines, each with its reason.
 ALLOWED = {("decode", "sources.uris")}  # both turn a URI into a local path, in the same way
 

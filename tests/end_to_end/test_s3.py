@@ -96,7 +96,12 @@ def test_ray_workers_read_from_and_write_to_a_bucket_through_a_bad_network(optio
     uris = [asset.uri for asset in open_source(job.source, options)]
     rows = pq.read_table(f"{bucket}/corpus/assets", filesystem=_arrow(options)).to_pylist()
     assert sorted(row["uri"] for row in rows) == sorted(uris)
-    assert {path.split("/")[1] for path, _ in open_store(output).list("_datagen")} == {"dataset.json", "lease.json", "runs"}
+    assert {path.split("/")[1] for path, _ in open_store(output).list("_datagen")} == {
+        "dataset.json",
+        "heartbeat.json",
+        "lease.json",
+        "runs",
+    }
 
 
 def _arrow(options: S3Options) -> fs.S3FileSystem:

@@ -128,6 +128,8 @@ def test_run_plan_check_and_stats_agree(datagen: Datagen, tmp_path: Path, photos
     assert json.loads(datagen("run", job(tmp_path), *arguments).stdout)["done_before"] == 2
     assert json.loads(datagen("check", out, "--json").stdout)["num_assets"] == 3
     assert "not_an_image" not in datagen("stats", out).stdout
+    assert json.loads(datagen("status", out, "--json").stdout)["assets"]["done"] == 1
+    assert "1 of 1 done" in datagen("status", out).stdout
 
     next(out.glob("regions/*.parquet")).unlink()
     broken = datagen("check", out)
@@ -163,7 +165,7 @@ def test_what_is_not_for_this_job_is_counted(datagen: Datagen, tmp_path: Path, p
 
 
 def test_help_is_everywhere(datagen: Datagen) -> None:
-    for command in ([], ["run"], ["plan"], ["check"], ["stats"], ["model"], ["model", "show"], ["model", "prepare"]):
+    for command in ([], ["run"], ["plan"], ["check"], ["stats"], ["status"], ["model"], ["model", "show"], ["model", "prepare"]):
         result = datagen(*command, "--help")
         assert result.returncode == 0
         assert "Usage" in result.stdout
