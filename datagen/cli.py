@@ -16,6 +16,7 @@ from datagen import __version__
 from datagen.errors import DatagenError
 from datagen.interrupts import sigterm_is_ctrl_c
 from datagen.job import Job, ModelOptions, load_job
+from datagen.redaction import redact
 
 INTERRUPTED = 130
 
@@ -265,7 +266,7 @@ def main() -> None:
     try:
         app()
     except DatagenError as error:
-        Console(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(error.message)}")
+        Console(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(redact(error.message))}")
         sys.exit(error.exit_code)
 
 

@@ -4,7 +4,7 @@ An image is one sample all the way. A video becomes one sample per clip: its per
 decoding child of its own, because a video's frames are too many to travel.
 
 Ray Data streams the steps, or the same step functions are called in this process. Both yield staged parts, which only the driver
-publishes. This file and guard.py are the only ones that know Ray.
+publishes. This file and ledger.py are the only ones that know Ray.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from datagen.decode import make_decode_step, make_video_reader
 from datagen.describe import make_describe_step
 from datagen.errors import ClusterError
 from datagen.faults import fault_point
-from datagen.guard import ClipStep, Guarded, GuardedClips, Ledger, LedgerClient, LocalLedger, RayLedger, Step, split_suspects
+from datagen.guard import ClipStep, Guarded, GuardedClips, Step, split_suspects
 from datagen.interrupts import handlers_kept
 from datagen.job import Job, Pool
+from datagen.ledger import Ledger, LedgerClient, LocalLedger, RayLedger
 from datagen.perceive import make_perceive_step, make_video_step
 from datagen.records import Sample
 from datagen.write import StagedPart, Store, open_store, stage_clip, stage_part

@@ -1,14 +1,7 @@
-"""The contract of a step, and what turns errors, crashes and hangs into rows.
-
-Ray retries for ever by default. The ledger, one small actor beside the driver, bounds that: a worker tells it which assets
-it is about to touch; when another worker is given an asset that a dead worker still holds, that asset is a suspect. Suspects
-are run one at a time, and one that has killed its worker `tries` times becomes a failed row. Counts are kept in the output,
-so they hold across restarts of the job.
-"""
+"""The contract of a step, and what turns errors, crashes and hangs into rows. The bookkeeping is in ledger.py."""
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -16,16 +9,16 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from datagen.errors import ClusterError, DatagenError, DecodeError, ModelOutputError, PromptError
+from datagen.errors import DatagenError, DecodeError, ModelOutputError, PromptError
 from datagen.faults import fault_point
+from datagen.ledger import LedgerClient
 from datagen.records import Clip, ResumePoint, Sample, work_id_of
 from datagen.write import Store, committed_clips
 
 logger = logging.getLogger(__name__)
 
-CRASHES = "_datagen/crashes.json"
 AnyStep = TypeVar("AnyStep", "Step", "ClipStep")
 ONE_SAMPLE = (DecodeError, PromptError, ModelOutputError)
 
@@ -65,140 +58,6 @@ class ClipStep(Protocol):
         """Let go of processes and memory."""
 
 
-class Ledger:
-    """Who works on what, who died of it, and how far the run is. One per run; runs as an actor, or as a plain object in-process."""
-
-    def __init__(self, store: Store, tries: int) -> None:
-        self._store = store
-        self._tries = tries
-        self._holder: dict[tuple[str, str], str] = {}
-        self._alone: set[tuple[str, str]] = set()
-        self._suspects: set[tuple[str, str]] = set()
-        self._failed_setups: Counter[str] = Counter()
-        self._fatal: DatagenError | None = None
-        self.counters: Counter[str] = Counter()
-        self._spans: dict[str, list[float]] = {}
-        self._crashes: dict[str, int] = json.loads(self._store.read(CRASHES)) if self._store.exists(CRASHES) else {}
-
-    def begin_setup(self, step: str) -> None:
-        """A worker of `step` is about to load its model. Raises ClusterError when too many died doing that."""
-        self._failed_setups[step] += 1
-        if self._failed_setups[step] > self._tries:
-            message = f"the {step} worker died {self._tries} times while starting (out of memory?). The run's log has its last words."
-            self._fatal = ClusterError(message)
-            raise self._fatal
-
-    def end_setup(self, step: str) -> None:
-        """The worker is up."""
-        self._failed_setups[step] = 0
-        self.counters[f"{step}_workers"] += 1
-
-    def begin(self, step: str, worker: str, work_ids: list[str], alone: bool = False) -> dict[str, int]:
-        """`worker` is about to process these samples. Returns, for each suspect among them, how often it has killed a worker so far."""
-        self._spans.setdefault(step, [time.time()] * 2)
-        for work_id in work_ids:
-            key = (step, work_id)
-            if self._holder.get(key, worker) != worker:
-                self._suspects.add(key)
-                if key in self._alone:
-                    self._count_crash(step, work_id)
-            self._holder[key] = worker
-            (self._alone.add if alone else self._alone.discard)(key)
-        return {a: self._crashes.get(f"{step}/{a}", 0) for a in work_ids if (step, a) in self._suspects or f"{step}/{a}" in self._crashes}
-
-    def end(self, step: str, work_ids: list[str]) -> None:
-        """These assets went through."""
-        self._spans[step][1] = time.time()
-        for work_id in work_ids:
-            self._holder.pop((step, work_id), None)
-            self._alone.discard((step, work_id))
-
-    def _count_crash(self, step: str, work_id: str) -> None:
-        key = f"{step}/{work_id}"
-        self._crashes[key] = self._crashes.get(key, 0) + 1
-        self.counters["crashes"] += 1
-        self._store.write(CRASHES, json.dumps(self._crashes, indent=0, sort_keys=True).encode())
-
-    def tries(self) -> int:
-        """How often an asset may kill its worker."""
-        return self._tries
-
-    def stop(self, error: DatagenError) -> None:
-        """Keep the error that stops the job; Ray would hand the driver only its text."""
-        self._fatal = self._fatal or error
-
-    def fatal(self) -> DatagenError | None:
-        """The error that stopped the job, if one did."""
-        return self._fatal
-
-    def count(self, counts: dict[str, int]) -> None:
-        """Add to the progress counters."""
-        self.counters.update(counts)
-
-    def spans(self) -> dict[str, list[float]]:
-        """Per step: when its first batch began and its latest ended, seconds since the epoch."""
-        return self._spans
-
-    def progress(self) -> dict[str, int]:
-        """The progress counters: workers that came up and samples per step, regions, output tokens, failures, crashes."""
-        return dict(self.counters)
-
-
-class LedgerClient(Protocol):
-    """How a worker reaches the ledger: `ask` waits for the answer, `tell` does not."""
-
-    def ask(self, method: str, *args: Any) -> Any:
-        """Call a ledger method and wait."""
-
-    def tell(self, method: str, *args: Any) -> None:
-        """Call a ledger method and go on."""
-
-
-class LocalLedger:
-    """A ledger in the same process."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-
-    def ask(self, method: str, *args: Any) -> Any:
-        """Call a ledger method."""
-        return getattr(self._ledger, method)(*args)
-
-    tell = ask
-
-
-class RayLedger:
-    """A ledger that lives in a Ray actor; the handle travels to every worker."""
-
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
-
-    @classmethod
-    def start(cls, store: Store, tries: int) -> RayLedger:
-        """Start the actor on the driver's node, so that it lives and dies with the driver."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Ledger)
-        return cls(actor.remote(store, tries))
-
-    def ask(self, method: str, *args: Any) -> Any:
-        """Call a ledger method and wait for its answer. Its DatagenError comes back as itself."""
-        import ray
-
-        try:
-            return ray.get(getattr(self._handle, method).remote(*args))
-        except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, DatagenError) else error) from None
-        except ray.exceptions.RayError as error:
-            raise ClusterError(f"the run's ledger is gone ({error}); rerun the same command to resume") from error
-
-    def tell(self, method: str, *args: Any) -> None:
-        """Call a ledger method without waiting."""
-        getattr(self._handle, method).remote(*args)
-
-
 def split_suspects(step: str, ledger: LedgerClient, samples: list[Sample], tries: int) -> list[list[Sample]]:
     """For a step that runs as a Ray task: the samples in the groups to process, suspects alone, those out of tries as failed rows."""
     worker = uuid.uuid4().hex
@@ -216,15 +75,22 @@ def _give_up(sample: Sample, step: str, crashes: int) -> None:
     sample.fail(f"{step}_crashed", f"this asset killed the {step} worker {crashes} times; it is left out")
 
 
+def _name_step(samples: list[Sample], step: str) -> None:
+    for sample in samples:
+        if sample.failure is not None and sample.failure.step is None:
+            sample.failure.step = "sources" if sample.asset.failure is not None else step
+
+
 def _set_up(name: str, make_step: Callable[[], AnyStep], ledger: LedgerClient) -> AnyStep:
     ledger.ask("begin_setup", name)
+    started = time.monotonic()
     try:
         step = make_step()
         step.setup()
     except DatagenError as error:
         ledger.ask("stop", error)
         raise
-    ledger.ask("end_setup", name)
+    ledger.ask("end_setup", name, time.monotonic() - started)
     return step
 
 
@@ -252,6 +118,7 @@ class Guarded:
         except DatagenError as error:
             self._ledger.ask("stop", error)
             raise
+        _name_step(samples, self._name)
         if live:
             self._ledger.tell("end", self._name, live)
         self._report(samples)
@@ -354,6 +221,7 @@ class GuardedClips:
             if crashes >= self._tries:
                 lost = replace(sample, clip=Clip(index, start_s, start_s, 0, is_last=True), resume=None)
                 _give_up(lost, self._name, crashes)
+                _name_step([lost], self._name)
                 yield lost
                 return
             fault_point(f"worker.{self._name}", f"{sample.asset.uri}#clip={index};")
@@ -362,6 +230,7 @@ class GuardedClips:
             if done is None or done.clip is None:
                 return
             done.attempts = max(done.attempts, crashes + 1)
+            _name_step([done], self._name)
             self._ledger.tell("count", {"clips_tracked": 1})
             yield done
             index, start_s = index + 1, done.clip.end_s

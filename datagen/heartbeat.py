@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from datagen.errors import DatagenError, SourceError
 from datagen.processes import state_of, this_process
+from datagen.redaction import redact_values
 from datagen.summary import RunSummary
 from datagen.write import RunRecord, Store, open_dataset
 from datagen.write.store import META
@@ -95,7 +96,7 @@ class _Heart:
             **_numbers(self._summary, self._pace),
         }
         try:
-            self._store.write(HEARTBEAT, json.dumps(facts, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+            self._store.write(HEARTBEAT, json.dumps(redact_values(facts), indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
         except DatagenError as failed:
             logger.warning("no heartbeat: %s", failed.message)
 

@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 
+from datagen.redaction import redact
+
 TASKS = ("label", "definition", "caption", "description")
 LANGUAGES = ("en", "zh")
 
@@ -52,10 +54,11 @@ class Prompt:
 
 @dataclass(slots=True)
 class Failure:
-    """Why an asset became a failed row: a stable `code` and a `message` a person can act on."""
+    """Why an asset became a failed row: a stable `code` and a `message` a person can act on. step: where, once the guard has seen it."""
 
     code: str
     message: str
+    step: str | None = None
 
 
 @dataclass(slots=True)
@@ -346,7 +349,7 @@ class Sample:
 
     def fail(self, code: str, message: str) -> None:
         """Turn this sample into a failed row and let go of its arrays."""
-        self.failure = Failure(code=code, message=message)
+        self.failure = Failure(code=code, message=redact(message))
         self.pixels = self.tokens = None
         self.regions, self.tracks = [], []
 

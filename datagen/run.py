@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datagen import graph
 from datagen.commit import Committer, Kind
-from datagen.errors import ClusterError, JobError, StorageError
-from datagen.guard import CRASHES, LedgerClient
+from datagen.errors import DatagenError, JobError
+from datagen.events import log_event
 from datagen.heartbeat import beating
 from datagen.job import Job
+from datagen.ledger import CRASHES
 from datagen.records import Asset, Sample
-from datagen.share import cache_folder
+from datagen.reporting import Progress, Screen, logged, no_screen, polling
 from datagen.sources import open_source
 from datagen.summary import RunSummary
 from datagen.write import (
@@ -42,7 +41,6 @@ from datagen.write import (
 )
 from datagen.write.done import known_uris
 from datagen.write.retries import Retries, restore_failed, retrying, to_retry
-from datagen.write.store import META
 
 if TYPE_CHECKING:
     from datagen.pam.checkpoint import ModelFiles
@@ -50,17 +48,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FAKE_IMAGE_SIZE = 64
+LOGGED_FILES = 100
 VIDEOS_PER_WAVE = 4096  # each is handed to Ray on its own
-POLL_S = 0.5
 CACHED_MIN = 0.85  # of what could be shared; blocks that a prefix fills only in part are never cached
-Progress = Callable[[RunSummary], None]
-Screen = Callable[[Path], AbstractContextManager[Progress]]
-
-
-@contextmanager
-def no_screen(log: Path) -> Iterator[Progress]:
-    """Shows nothing and redirects nothing: for runs from Python."""
-    yield lambda _: None
 
 
 def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -> RunSummary:
@@ -88,8 +78,10 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -
         summary.skipped = source.skipped
         if first is None:
             return summary
-        with _logged(store, record.run_id, screen) as progress:
-            logger.info("run %s; left over from an earlier run and removed: %s", record.run_id, removed)
+        with logged(store, record.run_id, screen) as progress:
+            log_event("run_started", f"{job.name}: {source_input} to {output}", job=job.name, input=source_input, output=output)
+            if removed:
+                log_event("swept", f"{len(removed)} files left over from an earlier run were removed", files=removed[:LOGGED_FILES])
             image_size = _note_model(record, job, model)
             record.write(store, status="running")
             plan = graph.Plan(job, output, record.run_id, image_size)
@@ -136,8 +128,9 @@ def _stream(
     """Commit parts as they come; whatever ends the run, the record says how far it came."""
     started = time.monotonic()
     status = "failed"
+    problem: Exception | None = None
     try:
-        with graph.started(plan) as ledger, _polling(ledger, summary, progress):
+        with graph.started(plan) as ledger, polling(ledger, summary, progress):
             for images, videos in _waves(todo, plan.job.run.assets_per_wave):
                 for part in graph.run_images(plan, ledger, images) if images else ():
                     committer.images(part)
@@ -150,36 +143,29 @@ def _stream(
     except KeyboardInterrupt:
         status, summary.interrupted = "interrupted", True
         committer.videos()
+    except Exception as error:
+        problem = error
+        raise
     finally:
         summary.seconds = time.monotonic() - started
         summary.warnings += _warnings(plan.job, summary)
         record.write(store, status=status, summary=summary.to_dict())
+        _log_end(status, summary, problem)
         store.delete_tree(f"_staging/{record.run_id}")
 
 
-@contextmanager
-def _polling(ledger: LedgerClient, summary: RunSummary, progress: Progress) -> Iterator[None]:
-    """Ask the ledger for its counters twice a second, and once more at the end."""
-    stop = threading.Event()
-
-    def poll() -> None:
-        while True:
-            last = stop.wait(POLL_S)
-            try:
-                summary.counters, summary.spans = ledger.ask("progress"), ledger.ask("spans")
-            except ClusterError:  # the run itself is about to say so
-                return
-            progress(summary)
-            if last:
-                return
-
-    thread = threading.Thread(target=poll, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=10)
+def _log_end(status: str, summary: RunSummary, problem: Exception | None) -> None:
+    facts: dict[str, Any] = {
+        "status": status,
+        "seconds": round(summary.seconds, 3),
+        "statuses": dict(summary.statuses),
+        "regions": summary.regions,
+    }
+    if problem is None:
+        log_event("run_ended", status, **facts)
+    else:
+        code = problem.code if isinstance(problem, DatagenError) else type(problem).__name__
+        log_event("run_ended", str(problem), level=logging.ERROR, code=code, **facts)
 
 
 def plan_job(job: Job) -> dict[str, Any]:
@@ -328,20 +314,3 @@ def _continued(store: Store, job: Job) -> list[str]:
         f"rows made earlier (by {who}) stay as they are, but this job differs in {', '.join(paths)}. "
         "For a corpus made with one set of options choose a new --output."
     ]
-
-
-@contextmanager
-def _logged(store: Store, run_id: str, screen: Screen) -> Iterator[Progress]:
-    """The screen, with the run's log in the dataset: at once in a folder; a bucket gets it at the end, until then it is in the cache."""
-    in_dataset = f"{META}/logs/{run_id}.log"
-    is_local = "://" not in store.uri
-    log = Path(store.uri) / in_dataset if is_local else cache_folder() / "logs" / f"{run_id}.log"
-    try:
-        with screen(log) as progress:
-            yield progress
-    finally:
-        if not is_local and log.exists():
-            try:
-                store.write(in_dataset, log.read_bytes())
-            except StorageError as error:
-                logger.warning("the log stays in %s: %s", log, error.message)

@@ -81,7 +81,7 @@ def test_a_run_is_followed_from_outside_and_its_end_is_known(photos: Path, outpu
         yield look
 
     monkeypatch.setattr("datagen.run.beating", lambda *arguments: beating(*arguments, every_s=0.05))
-    monkeypatch.setattr("datagen.run.POLL_S", 0.01)
+    monkeypatch.setattr("datagen.reporting.POLL_S", 0.01)
     summary = run_job(job_of(photos, output), screen=screen)
 
     on = seen[0]
