@@ -18,6 +18,7 @@ from datagen.interrupts import sigterm_is_ctrl_c
 from datagen.job import Job, ModelOptions, load_job
 from datagen.redaction import redact
 
+STOPPED = 5
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ Output = Annotated[str | None, typer.Option("--output", "-o", help="dataset fold
 Model = Annotated[str | None, typer.Option(help="`tiny` (embedded), a checkpoint folder, or a hub id")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="override one option: key.path=value (repeatable)")]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output on stdout")]
+GpuHourPrice = Annotated[float | None, typer.Option(help="price of one GPU for one hour")]
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="dataset folder")]
 
 
@@ -52,6 +54,11 @@ def run(
     model: Model = None,
     set_: Set = None,
     limit: Annotated[int | None, typer.Option(min=1, help="do at most this many assets now; the rest is left for later runs")] = None,
+    deadline: Annotated[str | None, typer.Option(help="begin nothing after: a time, or a duration such as 2h or 1h30m")] = None,
+    max_gpu_hours: Annotated[float | None, typer.Option(help="begin nothing after so many GPU-hours of the machine or cluster")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="the same by their price")] = None,
+    gpu_hour_price: GpuHourPrice = None,
+    grace: Annotated[float | None, typer.Option(metavar="SECONDS", help="for finishing what is begun, after SIGTERM or a budget")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a job, or go on with it: what the output already holds is left alone.
@@ -59,13 +66,15 @@ def run(
     Example: `datagen run pipelines/image-regions.yaml --input photos/ --output corpus/`
 
     Exit codes: 0 done, or nothing to do; 1 more assets failed than the job allows; 2 wrong usage, job, weights, output or credentials;
-    3 the machine or a bucket broke (rerun to resume); 4 another run is writing there, nothing was done; 130 interrupted (rerun to
-    resume).
+    3 the machine or a bucket broke (rerun to resume); 4 another run is writing there, nothing was done; 5 the budget is used up
+    (rerun to go on); 130 interrupted (rerun to resume).
     """
     from datagen.console import print_run, run_screen
     from datagen.run import run_job
 
-    job = _job(job_file, set_, {"source.input": input, "output": output, "model.checkpoint": model})
+    values: dict[str, Any] = {"source.input": input, "output": output, "model.checkpoint": model, "run.grace_s": grace}
+    budget = {"deadline": deadline, "max_gpu_hours": max_gpu_hours, "max_cost": max_cost, "gpu_hour_price": gpu_hour_price}
+    job = _job(job_file, set_, values | {f"run.budget.{key}": value for key, value in budget.items()})
     try:
         summary = run_job(job, limit=limit, screen=run_screen)
     except KeyboardInterrupt:  # before the first asset, or a second time
@@ -73,6 +82,8 @@ def run(
     _show(summary.to_dict(), as_json, lambda console: print_run(console, summary))
     if summary.interrupted:
         _say_interrupted()
+    if summary.stopped:
+        _say_ended("stopped", f"{summary.stopped}; ", STOPPED)
     finished = sum(summary.statuses.values())
     if finished and summary.statuses["failed"] / finished > job.run.max_failed_fraction:
         raise typer.Exit(1)
@@ -80,18 +91,35 @@ def run(
 
 @app.command()
 def plan(
-    job_file: JobFile, input: Input = None, output: Output = None, model: Model = None, set_: Set = None, as_json: AsJson = False
+    job_file: JobFile,
+    input: Input = None,
+    output: Output = None,
+    model: Model = None,
+    set_: Set = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="run this many assets, and estimate the whole from them")] = None,
+    gpu_hour_price: GpuHourPrice = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Say what a run would do: listed, done, left, and the workers it would start. Nothing is run or written.
+    """Say what a run would do: listed, done, left, and the workers it would start. Nothing is run or written, except for `--sample`.
 
-    Example: `datagen plan pipelines/image-regions.yaml --input photos/ --output corpus/`
+    With `--sample` assets chosen at random are done into a place that is removed again, and regions, time, GPU-hours and cost of the
+    whole are estimated from them. The estimate is kept in the output, so that the run's report can say how far off it was.
+
+    Example: `datagen plan pipelines/image-regions.yaml --input photos/ --output corpus/ --sample 200 --gpu-hour-price 2.50`
     """
-    from datagen.console import print_plan
+    from datagen.console import print_estimate, print_plan, run_screen
+    from datagen.estimating import estimate_job
     from datagen.run import plan_job
 
-    job = _job(job_file, set_, {"source.input": input, "output": output, "model.checkpoint": model})
-    planned = plan_job(job)
+    values = {"source.input": input, "output": output, "model.checkpoint": model, "run.budget.gpu_hour_price": gpu_hour_price}
+    job = _job(job_file, set_, values)
+    try:
+        planned = plan_job(job) if sample is None else estimate_job(job, sample, run_screen)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
     _show(planned, as_json, lambda console: print_plan(console, planned))
+    if planned.get("estimate") and not as_json:
+        print_estimate(Console(highlight=False), planned["estimate"])
 
 
 @app.command()
@@ -238,8 +266,12 @@ def model_prepare(
 
 
 def _say_interrupted() -> NoReturn:
-    Console(stderr=True).print("[yellow]interrupted:[/yellow] what is committed stays; run the same command to go on")
-    raise typer.Exit(INTERRUPTED)
+    _say_ended("interrupted", "", INTERRUPTED)
+
+
+def _say_ended(how: str, why: str, exit_code: int) -> NoReturn:
+    Console(stderr=True).print(f"[yellow]{how}:[/yellow] {why}what is committed stays; run the same command to go on", soft_wrap=True)
+    raise typer.Exit(exit_code)
 
 
 def _show(data: dict[str, Any], as_json: bool, render: Callable[[Console], None]) -> None:

@@ -156,12 +156,39 @@ def print_run(console: Console, summary: RunSummary) -> None:
     made = {"regions": summary.regions, "tracks": summary.tracks}
     rates = ", ".join(f"{count / summary.seconds:.2f} {name}/s" for name, count in made.items() if count and summary.seconds)
     table.add_row("time", f"{summary.seconds:.1f} s with start-up" + (f", {rates}" if rates else ""))
+    if summary.gpu_hours:
+        cost = f", at a cost of {summary.cost:.2f}" if summary.cost is not None else ""
+        table.add_row("GPU-hours", f"{summary.gpu_hours:.3f} of the machine or cluster{cost}")
+    if summary.estimate:
+        table.add_row("estimate", _off(summary.estimate))
     for title, reasons in (("failed", summary.failures), ("dropped", summary.dropped), ("skipped", summary.skipped)):
         if reasons:
             table.add_row(title, _counts(reasons))
     table.add_row("dataset", escape(summary.output))
     console.print(table)
     _print_warnings(console, summary.warnings)
+
+
+def _off(estimate: Mapping[str, Any]) -> str:
+    found = ((name.replace("_", "-"), value) for name, value in estimate["figures"].items() if value["off"] is not None)
+    return ", ".join(f"{value['estimated']:.4g} {name} ({value['off']:+.0%})" for name, value in found)
+
+
+def print_estimate(console: Console, estimate: Mapping[str, Any]) -> None:
+    """What `datagen plan --sample` foretells."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    sample, whole = estimate["sample"], estimate["whole"]
+    table.add_row("sample", f"{sample['assets']} assets in {sample['seconds']:.1f} s, {sample['startup_s']:.1f} s of it start-up")
+    for name in ("regions", "tracks", "output_tokens"):
+        if whole[name]["mean"]:
+            table.add_row(
+                name.replace("_", " "), f"{whole[name]['mean']:,.0f} (95 %: {whole[name]['low']:,.0f} to {whole[name]['high']:,.0f})"
+            )
+    table.add_row("time", f"{_ago(whole['seconds'])}, with the workers above")
+    table.add_row("GPU-hours", f"{whole['gpu_hours']:.4g} on {estimate['gpus']:g} GPUs")
+    if whole["cost"] is not None:
+        table.add_row("cost", f"{whole['cost']:.2f}")
+    console.print(table)
 
 
 def _counts(reasons: Mapping[str, int]) -> str:

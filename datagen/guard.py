@@ -66,6 +66,7 @@ def split_suspects(step: str, ledger: LedgerClient, samples: list[Sample], tries
     for sample in samples:
         if suspects.get(sample.work_id, 0) >= tries and sample.failure is None:
             _give_up(sample, step, suspects[sample.work_id])
+    _name_step(samples, step)
     calm = [sample for sample in samples if sample.work_id not in suspects]
     return [group for group in (calm, *([sample] for sample in samples if sample.work_id in suspects)) if group]
 
@@ -75,10 +76,12 @@ def _give_up(sample: Sample, step: str, crashes: int) -> None:
     sample.fail(f"{step}_crashed", f"this asset killed the {step} worker {crashes} times; it is left out")
 
 
-def _name_step(samples: list[Sample], step: str) -> None:
-    for sample in samples:
-        if sample.failure is not None and sample.failure.step is None:
-            sample.failure.step = "sources" if sample.asset.failure is not None else step
+def _name_step(samples: list[Sample], step: str) -> list[tuple[str, str]]:
+    """Note in new failures where they are from, and return them: (step, code)."""
+    new = [(sample, sample.failure) for sample in samples if sample.failure is not None and sample.failure.step is None]
+    for sample, failure in new:
+        failure.step = "sources" if sample.asset.failure is not None else step
+    return [(failure.step or step, failure.code) for _, failure in new]
 
 
 def _set_up(name: str, make_step: Callable[[], AnyStep], ledger: LedgerClient) -> AnyStep:
@@ -94,6 +97,15 @@ def _set_up(name: str, make_step: Callable[[], AnyStep], ledger: LedgerClient) -
     return step
 
 
+def leave(step: str, ledger: LedgerClient, samples: list[Sample]) -> list[Sample]:
+    """The run ends early: this step does not begin these samples, which an earlier step may have."""
+    begun = 0 if step == "decode" else sum(not sample.left for sample in samples)
+    for sample in samples:
+        sample.leave()
+    ledger.tell("count", {"left": begun})
+    return samples
+
+
 class Guarded:
     """A step inside a worker, guarded: crashes are counted against suspects, and progress is reported."""
 
@@ -107,6 +119,7 @@ class Guarded:
 
     def process(self, samples: list[Sample]) -> list[Sample]:
         """Process a batch; suspects in it go through alone, the ones that used up their tries become failed rows."""
+        started = time.monotonic()
         live = [s.work_id for s in samples if s.failure is None]
         suspects: dict[str, int] = self._ledger.ask("begin", self._name, self._worker, live, len(live) == 1) if live else {}
         calm = [s for s in samples if s.work_id not in suspects]
@@ -118,9 +131,9 @@ class Guarded:
         except DatagenError as error:
             self._ledger.ask("stop", error)
             raise
-        _name_step(samples, self._name)
+        failures = _name_step(samples, self._name)
         if live:
-            self._ledger.tell("end", self._name, live)
+            self._ledger.tell("end", self._name, live, time.monotonic() - started, len(live) - len(failures), failures)
         self._report(samples)
         return samples
 
@@ -195,7 +208,7 @@ class GuardedClips:
         self._tries: int = ledger.ask("tries")
 
     def clips(self, sample: Sample) -> Iterator[Sample]:
-        """The clips of a video from `sample.resume` on.
+        """The clips of a video from `sample.resume` on; none more once the run is to end early.
 
         When Ray calls again because a worker died, it has the clips that came before and skips as many. So those that were committed
         meanwhile are not made again: an empty sample, which nobody will look at, stands for each.
@@ -215,22 +228,24 @@ class GuardedClips:
     def _clips(self, sample: Sample, resume: ResumePoint) -> Iterator[Sample]:
         clips = self._step.clips(sample)
         index, start_s = resume.clip_index, resume.start_s
-        while True:
+        while not self._ledger.ask("draining"):
             key = work_id_of(sample.asset.asset_id, index)
-            crashes: int = self._ledger.ask("begin", self._name, self._worker, [key], True).get(key, 0)
+            crashes: int = self._ledger.ask("begin", self._name, self._worker, [key], True, False).get(key, 0)
             if crashes >= self._tries:
                 lost = replace(sample, clip=Clip(index, start_s, start_s, 0, is_last=True), resume=None)
                 _give_up(lost, self._name, crashes)
-                _name_step([lost], self._name)
+                self._ledger.tell("end", self._name, [key], None, 0, _name_step([lost], self._name))
                 yield lost
                 return
             fault_point(f"worker.{self._name}", f"{sample.asset.uri}#clip={index};")
+            started = time.monotonic()
             done = next(clips, None)
-            self._ledger.tell("end", self._name, [key])
             if done is None or done.clip is None:
+                self._ledger.tell("end", self._name, [key])
                 return
+            failures = _name_step([done], self._name)
+            self._ledger.tell("end", self._name, [key], time.monotonic() - started, 1 - len(failures), failures)
             done.attempts = max(done.attempts, crashes + 1)
-            _name_step([done], self._name)
             self._ledger.tell("count", {"clips_tracked": 1})
             yield done
             index, start_s = index + 1, done.clip.end_s

@@ -102,8 +102,7 @@ class _Heart:
 
 
 def _numbers(summary: RunSummary, pace: _Pace) -> dict[str, Any]:
-    counters, statuses = dict(summary.counters), dict(summary.statuses)  # copies: the run goes on
-    done = sum(statuses.values())
+    counters, states = dict(summary.counters), summary.states()
     described = counters.get("describe", 0) + summary.videos
     tokens_per_s, assets_per_s = pace(counters.get("output_tokens", 0), described)
     left = summary.todo - described
@@ -113,9 +112,9 @@ def _numbers(summary: RunSummary, pace: _Pace) -> dict[str, Any]:
             "all_listed": summary.all_listed,
             "done_before": summary.done_before,
             "todo": summary.todo,
-            "done": done,
-            "failed": statuses.get("failed", 0),
-            "left": summary.todo - done,
+            "done": summary.todo - states["left"],
+            "failed": states["failed"],
+            "left": states["left"],
         },
         "parts": summary.parts,
         "regions": counters.get("regions", 0),

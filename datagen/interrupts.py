@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+_sigterm_calls: list[Callable[[], None]] = []
+
 
 def sigterm_is_ctrl_c() -> None:
-    """From now on SIGTERM, as schedulers send it, does what Ctrl-C does. Call it in the main thread."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    """From now on SIGTERM, as schedulers send it, does what Ctrl-C does, but for sigterm_calls. Call it in the main thread."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+@contextmanager
+def sigterm_calls(function: Callable[[], None]) -> Iterator[None]:
+    """Where SIGTERM would do what Ctrl-C does, it calls this function meanwhile: in the main thread, between any two instructions."""
+    _sigterm_calls.append(function)
+    try:
+        yield
+    finally:
+        _sigterm_calls.remove(function)
+
+
+def _on_sigterm(*_: object) -> None:
+    if _sigterm_calls:
+        _sigterm_calls[-1]()
+    else:
+        signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

@@ -12,9 +12,12 @@ import json
 import logging
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from datagen.errors import ClusterError, DatagenError
+from datagen.metrics import Metrics, NoMetrics, RayMetrics, Recorder
 from datagen.write import Store
 
 CRASHES = "_datagen/crashes.json"
@@ -25,7 +28,8 @@ _LOGGED_ASSETS = 100
 class Ledger:
     """Who works on what, who died of it, and how far the run is. One per run; runs as an actor, or as a plain object in-process."""
 
-    def __init__(self, store: Store, tries: int) -> None:
+    def __init__(self, store: Store, tries: int, metrics: Callable[[], Metrics] = NoMetrics) -> None:
+        self._recorder = Recorder(metrics())
         self._store = store
         self._tries = tries
         self._holder: dict[tuple[str, str], str] = {}
@@ -35,6 +39,7 @@ class Ledger:
         self._fatal: DatagenError | None = None
         self.counters: Counter[str] = Counter()
         self._spans: dict[str, list[float]] = {}
+        self._draining = False
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
         self._crashes: dict[str, int] = json.loads(self._store.read(CRASHES)) if self._store.exists(CRASHES) else {}
 
@@ -50,10 +55,15 @@ class Ledger:
         """The worker is up, and took this long to load."""
         self._failed_setups[step] = 0
         self.counters[f"{step}_workers"] += 1
+        self._recorder.started(step, seconds)
         self._note("worker_started", f"a {step} worker is up", step=step, seconds=round(seconds, 3))
 
-    def begin(self, step: str, worker: str, work_ids: list[str], alone: bool = False) -> dict[str, int]:
-        """`worker` is about to process these samples. Returns, for each suspect among them, how often it has killed a worker so far."""
+    def begin(self, step: str, worker: str, work_ids: list[str], alone: bool = False, queued: bool = True) -> dict[str, int]:
+        """`worker` is about to process these samples. Returns, for each suspect among them, how often it has killed a worker so far.
+
+        queued: they waited for this step behind another one.
+        """
+        self._recorder.began(step, queued * sum((step, work_id) not in self._holder for work_id in work_ids))
         self._spans.setdefault(step, [time.time()] * 2)
         lost = [work_id for work_id in work_ids if self._holder.get((step, work_id), worker) != worker]
         if lost:
@@ -69,8 +79,11 @@ class Ledger:
             (self._alone.add if alone else self._alone.discard)(key)
         return {a: self._crashes.get(f"{step}/{a}", 0) for a in work_ids if (step, a) in self._suspects or f"{step}/{a}" in self._crashes}
 
-    def end(self, step: str, work_ids: list[str]) -> None:
-        """These assets went through."""
+    def end(
+        self, step: str, work_ids: list[str], seconds: float | None = None, passed: int = 0, failures: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """These samples went through, in this time; `passed` of them go on, and those fail: (step, error code)."""
+        self._recorder.ended(step, seconds, passed, failures)
         self._spans[step][1] = time.time()
         for work_id in work_ids:
             self._holder.pop((step, work_id), None)
@@ -80,6 +93,7 @@ class Ledger:
         key = f"{step}/{work_id}"
         self._crashes[key] = self._crashes.get(key, 0) + 1
         self.counters["crashes"] += 1
+        self._recorder.crashed(step)
         self._note("crash", f"{work_id} killed the {step} worker", logging.ERROR, step=step, work_id=work_id, times=self._crashes[key])
         self._store.write(CRASHES, json.dumps(self._crashes, indent=0, sort_keys=True).encode())
 
@@ -96,9 +110,18 @@ class Ledger:
         """The error that stopped the job, if one did."""
         return self._fatal
 
+    def drain(self) -> None:
+        """From now on nothing new is to be begun."""
+        self._draining = True
+
+    def draining(self) -> bool:
+        """Whether a step leaves alone what it has not begun."""
+        return self._draining
+
     def count(self, counts: dict[str, int]) -> None:
         """Add to the progress counters."""
         self.counters.update(counts)
+        self._recorder.counted(counts)
 
     def events(self) -> list[dict[str, Any]]:
         """What happened since this was asked last, as arguments of log_event."""
@@ -113,8 +136,12 @@ class Ledger:
         """Per step: when its first batch began and its latest ended, seconds since the epoch."""
         return self._spans
 
-    def progress(self) -> dict[str, int]:
-        """The progress counters: workers that came up and samples per step, regions, output tokens, failures, crashes."""
+    def progress(self, assets: Mapping[str, int] | None = None) -> dict[str, int]:
+        """The progress counters: workers that came up and samples per step, regions, output tokens, failures, crashes.
+
+        assets: what the driver knows, for the metrics: `ok`, `empty`, `failed`, `left` -> assets of this run.
+        """
+        self._recorder.levels(Counter(step for step, _ in self._holder), assets or {})
         return dict(self.counters)
 
 
@@ -148,14 +175,14 @@ class RayLedger:
         self._handle = handle
 
     @classmethod
-    def start(cls, store: Store, tries: int) -> RayLedger:
+    def start(cls, store: Store, tries: int, run_id: str) -> RayLedger:
         """Start the actor on the driver's node, so that it lives and dies with the driver."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Ledger)
-        return cls(actor.remote(store, tries))
+        return cls(actor.remote(store, tries, partial(RayMetrics, run_id)))
 
     def ask(self, method: str, *args: Any) -> Any:
         """Call a ledger method and wait for its answer. Its DatagenError comes back as itself."""

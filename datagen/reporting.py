@@ -67,7 +67,7 @@ def polling(ledger: LedgerClient, summary: RunSummary, progress: Progress) -> It
         while True:
             last = stop.wait(POLL_S)
             try:
-                summary.counters, summary.spans = ledger.ask("progress"), ledger.ask("spans")
+                summary.counters, summary.spans = ledger.ask("progress", summary.states()), ledger.ask("spans")
                 for event in ledger.ask("events"):
                     log_event(**event)
             except ClusterError:  # the run itself is about to say so

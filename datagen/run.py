@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from datagen import graph
+from datagen.budget import Spending
 from datagen.commit import Committer, Kind
-from datagen.errors import DatagenError, JobError
+from datagen.errors import JobError
 from datagen.events import log_event
 from datagen.heartbeat import beating
 from datagen.job import Job
-from datagen.ledger import CRASHES
 from datagen.records import Asset, Sample
-from datagen.reporting import Progress, Screen, logged, no_screen, polling
+from datagen.reporting import Screen, logged, no_screen
 from datagen.sources import open_source
+from datagen.stopping import Stop
+from datagen.stream import Running, stream
 from datagen.summary import RunSummary
 from datagen.write import (
     DoneSet,
@@ -49,19 +51,21 @@ logger = logging.getLogger(__name__)
 
 FAKE_IMAGE_SIZE = 64
 LOGGED_FILES = 100
-VIDEOS_PER_WAVE = 4096  # each is handed to Ray on its own
-CACHED_MIN = 0.85  # of what could be shared; blocks that a prefix fills only in part are never cached
 
 
-def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -> RunSummary:
-    """Run a job to its end and return what it did. KeyboardInterrupt ends it early, with everything published still whole.
+def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen, assets: Sequence[Asset] | None = None) -> RunSummary:
+    """Run a job to its end, or until its budget is used up, and return what it did. KeyboardInterrupt ends it early, with everything
+    published still whole.
 
     `screen(log)` is entered once there is work: it may send noise to the file `log`, and gives a function that is called twice a
-    second with the summary so far. Raises JobError or SourceError for a wrong job or input, ModelLoadError for missing weights,
-    WriteError or OutputBusyError for the output, ClusterError when the machine or cluster broke (a rerun resumes).
+    second with the summary so far. assets: are done instead of listing the input.
+
+    Raises JobError or SourceError for a wrong job or input, ModelLoadError for missing weights, WriteError or OutputBusyError for the
+    output, ClusterError when the machine or cluster broke (a rerun resumes).
     """
     source_input, output = _required(job)
-    source = open_source(job.source, job.s3)
+    source = open_source(job.source, job.s3) if assets is None else _Given(assets)
+    stop = Stop(Spending(job.run.budget), job.run.grace_s)
     model = _resolve(job)
     store = open_store(output, job.s3)
     record = RunRecord.new(job)
@@ -88,7 +92,7 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -
             committer = Committer(store, videos, job.write, summary)
             kind_of = _Kinds(retries.again, known_uris(store) if job.source.reprocess_changed else None)
             samples = _expected(chain([first], todo), committer, videos, kind_of)
-            _stream(plan, store, samples, committer, summary, record, progress)
+            stream(Running(plan, store, committer, summary, record, stop), samples, progress)
     return summary
 
 
@@ -116,69 +120,32 @@ def _taken_up(store: Store, job: Job, summary: RunSummary) -> Iterator[tuple[Ret
             write_card(store, job)
 
 
-def _stream(
-    plan: graph.Plan,
-    store: Store,
-    todo: Iterator[Sample],
-    committer: Committer,
-    summary: RunSummary,
-    record: RunRecord,
-    progress: Progress,
-) -> None:
-    """Commit parts as they come; whatever ends the run, the record says how far it came."""
-    started = time.monotonic()
-    status = "failed"
-    problem: Exception | None = None
-    try:
-        with graph.started(plan) as ledger, polling(ledger, summary, progress):
-            for images, videos in _waves(todo, plan.job.run.assets_per_wave):
-                for part in graph.run_images(plan, ledger, images) if images else ():
-                    committer.images(part)
-                for part in graph.run_videos(plan, ledger, videos) if videos else ():
-                    committer.clip(part)
-                committer.videos()
-            committer.close()
-        status = "finished"
-        store.delete(CRASHES)
-    except KeyboardInterrupt:
-        status, summary.interrupted = "interrupted", True
-        committer.videos()
-    except Exception as error:
-        problem = error
-        raise
-    finally:
-        summary.seconds = time.monotonic() - started
-        summary.warnings += _warnings(plan.job, summary)
-        record.write(store, status=status, summary=summary.to_dict())
-        _log_end(status, summary, problem)
-        store.delete_tree(f"_staging/{record.run_id}")
+class _Given:
+    """Assets that were listed before, as a source."""
+
+    def __init__(self, assets: Sequence[Asset]) -> None:
+        self._assets = assets
+        self.skipped: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Asset]:
+        return iter(self._assets)
 
 
-def _log_end(status: str, summary: RunSummary, problem: Exception | None) -> None:
-    facts: dict[str, Any] = {
-        "status": status,
-        "seconds": round(summary.seconds, 3),
-        "statuses": dict(summary.statuses),
-        "regions": summary.regions,
-    }
-    if problem is None:
-        log_event("run_ended", status, **facts)
-    else:
-        code = problem.code if isinstance(problem, DatagenError) else type(problem).__name__
-        log_event("run_ended", str(problem), level=logging.ERROR, code=code, **facts)
+def plan_job(job: Job, see: Callable[[Asset], None] = lambda asset: None) -> dict[str, Any]:
+    """List the input against the output, and say which workers a run would start on this machine or cluster. Writes nothing.
 
-
-def plan_job(job: Job) -> dict[str, Any]:
-    """List the input against the output, and say which workers a run would start on this machine or cluster. Writes nothing."""
+    see: is called with every asset that a run would do.
+    """
     source_input, output = _required(job)
     summary = RunSummary(run_id="", output=output)
     store = open_store(output, job.s3)
     source = open_source(job.source, job.s3)
     done = done_assets(store)
     again = to_retry(store, done, job.run.retry_failed)
-    for _ in _todo(source, done.without(again), summary, None):
-        pass
-    workers = graph.pools(job, graph.resources(job))
+    for _, asset in _todo(source, done.without(again), summary, None):
+        see(asset)
+    resources = graph.resources(job)
+    workers = graph.pools(job, resources)
     return {
         "input": source_input,
         "output": output,
@@ -187,6 +154,7 @@ def plan_job(job: Job) -> dict[str, Any]:
         "left": summary.todo,
         "skipped": dict(source.skipped),
         "parts": math.ceil(summary.todo / job.write.assets_per_part),
+        "gpus": job.run.budget.gpus or resources.get("GPU", 0.0),
         "workers": {step: pool.model_dump() for step, pool in workers.items()},
         "warnings": _continued(store, job),
     }
@@ -275,32 +243,6 @@ def _expected(todo: Iterable[tuple[int, Asset]], committer: Committer, videos: V
         committer.expect(index, kind_of(asset))
         asset.retries = kind_of.again.get(asset.asset_id, -1) + 1
         yield Sample(index, asset, resume=videos.resume_point(asset.asset_id) if asset.media_type == "video" else None)
-
-
-def _waves(todo: Iterator[Sample], size: int) -> Iterator[tuple[graph.Waiting, list[Sample]]]:
-    """Images and videos, in the order of the listing, at most `size` images or VIDEOS_PER_WAVE videos at a time."""
-    images, videos = graph.Waiting(), list[Sample]()
-    for sample in todo:
-        (videos if sample.asset.media_type == "video" else images).append(sample)
-        if len(images) == size or len(videos) == VIDEOS_PER_WAVE:
-            yield images, videos
-            images, videos = graph.Waiting(), []
-    if images or videos:
-        yield images, videos
-
-
-def _warnings(job: Job, summary: RunSummary) -> list[str]:
-    """What a person should look at: a prefix cache that does not work, too many failures."""
-    warnings = []
-    shareable, cached = summary.usage["shareable_tokens"], summary.usage["cached_tokens"]
-    if job.describe.engine == "vllm" and cached < CACHED_MIN * shareable:
-        warnings.append(
-            f"only {cached / shareable:.0%} of the prompt tokens that tasks share came from the prefix cache. The KV cache may be too "
-            "small for what is in flight: raise describe.gpu_memory_fraction or cpu_kv_cache_gib, or lower describe.max_num_seqs."
-        )
-    if summary.repeated:
-        warnings.append(f"{summary.repeated} input rows repeat an asset already listed; each asset was done once")
-    return warnings
 
 
 def _continued(store: Store, job: Job) -> list[str]:

@@ -23,7 +23,8 @@ from datagen.errors import SourceError, WriteError
 from datagen.heartbeat import HEARTBEAT, beating, run_status
 from datagen.job import Job
 from datagen.processes import this_process
-from datagen.run import Progress, run_job
+from datagen.reporting import Progress
+from datagen.run import run_job
 from datagen.summary import RunSummary
 from datagen.write import RunRecord, open_store, prepare_output
 

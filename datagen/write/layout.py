@@ -107,8 +107,9 @@ class RunRecord:
         )
 
     def write(self, store: Store, *, status: str, summary: Mapping[str, Any] | None = None) -> None:
-        """Write the record, whole, over what was there, without secrets. `status`: `running`, `finished`, `interrupted` or `failed`.
+        """Write the record, whole, over what was there, without secrets.
 
+        status: `running`, `finished`, `interrupted`, `stopped` (its budget was used up) or `failed`.
         summary: counts by status, failures by code, drops by reason, tokens, regions, parts, seconds.
         """
         self.status = status
