@@ -183,11 +183,14 @@ def resources(job: Job) -> dict[str, float]:
 
 
 def num_gpus(job: Job) -> float:
-    """GPUs of the cluster or machine that a run is on, once it is on."""
+    """GPUs of the cluster or machine that a run is on, once it is on. Raises ClusterError when Ray does not answer."""
     if job.run.executor == "ray":
         import ray
 
-        return float(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0.0
+        try:
+            return float(ray.cluster_resources().get("GPU", 0))
+        except Exception as error:  # Ray has many ways to say that its head is gone
+            raise ClusterError(f"the cluster does not say what it has: {error}. Rerun the same command to resume.") from error
     torch = sys.modules.get("torch")  # an engine that uses one has loaded it
     return float(torch.cuda.device_count()) if torch else 0.0
 

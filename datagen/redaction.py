@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,7 @@ _PATTERNS = (
 
 def redact(text: str) -> str:
     """The text with `***` in place of what looks like a secret."""
-    for secret in _environment_secrets():
-        text = text.replace(secret, HIDDEN)
-    for pattern, replacement in _PATTERNS:
-        text = pattern.sub(replacement, text)
-    return text
+    return _clean(text, _environment_secrets())
 
 
 def redact_values(value: Any) -> Any:
@@ -57,11 +53,11 @@ def redact_values(value: Any) -> Any:
 
 def redact_file(path: Path, temp: Path) -> None:
     """Redact a text file line by line; where there is nothing to hide it is not touched. temp: a path beside it, used meanwhile."""
-    found = False
+    found, secrets = False, _environment_secrets()
     as_is: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     with path.open(**as_is) as lines, temp.open("w", **as_is) as kept:
         for line in lines:
-            clean = redact(line)
+            clean = _clean(line, secrets)
             found |= clean != line
             kept.write(clean)
     if found:
@@ -70,7 +66,15 @@ def redact_file(path: Path, temp: Path) -> None:
         temp.unlink()
 
 
-def _environment_secrets() -> Iterator[str]:
+def _clean(text: str, secrets: Sequence[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    for pattern, replacement in _PATTERNS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _environment_secrets() -> list[str]:
     """Longest first, so that one that begins with another goes as a whole. Names of files are no secrets."""
     values = {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and not name.endswith(("_FILE", "_PATH"))}
-    yield from sorted((value for value in values if len(value) >= _SHORTEST and not value.startswith("/")), key=len, reverse=True)
+    return sorted((value for value in values if len(value) >= _SHORTEST and not value.startswith("/")), key=len, reverse=True)

@@ -70,36 +70,32 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen, a
     store = open_store(output, job.s3)
     record = RunRecord.new(job)
     summary = RunSummary(run_id=record.run_id, output=output)
-    with (
-        store.lease({"run_id": record.run_id, "job": job.name, "input": source_input}),
-        _prepared(store, job),
-        beating(store, record, summary),
-        _taken_up(store, job, summary) as (retries, videos, removed),
-    ):
-        todo = _todo(source, retries.done, summary, limit)
-        summary.warnings = _continued(store, job)
-        first = next(todo, None)
-        summary.skipped = source.skipped
-        if first is None:
-            return summary
-        with logged(store, record.run_id, screen) as progress:
-            log_event("run_started", f"{job.name}: {source_input} to {output}", job=job.name, input=source_input, output=output)
-            if removed:
-                log_event("swept", f"{len(removed)} files left over from an earlier run were removed", files=removed[:LOGGED_FILES])
-            image_size = _note_model(record, job, model)
-            record.write(store, status="running")
-            plan = graph.Plan(job, output, record.run_id, image_size)
-            committer = Committer(store, videos, job.write, summary)
-            kind_of = _Kinds(retries.again, known_uris(store) if job.source.reprocess_changed else None)
-            samples = _expected(chain([first], todo), committer, videos, kind_of)
-            stream(Running(plan, store, committer, summary, record, stop), samples, progress)
+    with store.lease({"run_id": record.run_id, "job": job.name, "input": source_input}):
+        prepare_output(store, job)
+        with beating(store, record, summary), _taken_up(store, job, summary) as (retries, videos, removed):
+            todo = _todo(source, retries.done, summary, limit)
+            summary.warnings = _continued(store, job)
+            first = next(todo, None)
+            summary.skipped = source.skipped
+            if first is None:
+                return summary
+            with logged(store, record.run_id, screen) as progress:
+                _log_start(job, removed)
+                image_size = _note_model(record, job, model)
+                record.write(store, status="running")
+                committer = Committer(store, videos, job.write, summary)
+                kind_of = _Kinds(retries.again, known_uris(store) if job.source.reprocess_changed else None)
+                samples = _expected(chain([first], todo), committer, videos, kind_of)
+                plan = graph.Plan(job, output, record.run_id, image_size)
+                stream(Running(plan, store, committer, summary, record, stop), samples, progress)
     return summary
 
 
-@contextmanager
-def _prepared(store: Store, job: Job) -> Iterator[None]:
-    prepare_output(store, job)
-    yield
+def _log_start(job: Job, removed: Sequence[str]) -> None:
+    source, output = job.source.input, job.output
+    log_event("run_started", f"{job.name}: {source} to {output}", job=job.name, input=source, output=output)
+    if removed:
+        log_event("swept", f"{len(removed)} files left over from an earlier run were removed", files=removed[:LOGGED_FILES])
 
 
 @contextmanager

@@ -7,16 +7,15 @@ driver is interrupted as by Ctrl-C, between two commits.
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from datagen.budget import Spending
 from datagen.errors import ClusterError
 from datagen.events import log_event
-from datagen.interrupts import sigterm_calls
+from datagen.interrupts import as_ctrl_c, interrupt_main_thread, sigterm_calls
 from datagen.ledger import LedgerClient
 from datagen.summary import RunSummary
 
@@ -55,9 +54,9 @@ class Stop:
             self._count(summary, gpus, at_once=True)
 
     def _on_sigterm(self) -> None:
-        """Runs between any two instructions of the main thread, so it only leaves a note. The second SIGTERM does not wait."""
+        """Runs between any two instructions of the main thread, so it only leaves a note. The second time, it does not wait."""
         if self.reason is not None or not self._grace_s:
-            signal.raise_signal(signal.SIGINT)
+            as_ctrl_c()
         self.reason, self.by_signal = self.reason or "SIGTERM", True
 
     def _watch(self, ledger: LedgerClient, summary: RunSummary, gpus: Callable[[], float], in_main: bool) -> None:
@@ -74,7 +73,7 @@ class Stop:
         self._wait_until_drained(summary, gpus)
         with self._interrupting:
             if in_main and not self._over.is_set():
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                interrupt_main_thread()
 
     def _wait_until_drained(self, summary: RunSummary, gpus: Callable[[], float]) -> None:
         now = time.monotonic()
@@ -85,5 +84,6 @@ class Stop:
             busy = now if summary.in_flight() else busy
 
     def _count(self, summary: RunSummary, gpus: Callable[[], float], at_once: bool = False) -> None:
-        self._spending.count(gpus, at_once)
+        with suppress(ClusterError):  # the run itself is about to say so; the time is added once there is an answer
+            self._spending.count(gpus, at_once)
         summary.gpu_hours, summary.cost = self._spending.gpu_hours, self._spending.cost

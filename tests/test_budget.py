@@ -22,7 +22,7 @@ from datagen import graph
 from datagen.blocks import from_table, to_table
 from datagen.budget import BudgetOptions, Spending, deadline_of
 from datagen.check import check_dataset
-from datagen.errors import JobError
+from datagen.errors import ClusterError, JobError
 from datagen.graph import DecodeWorker, DescribeWorker, Plan, stage_table
 from datagen.heartbeat import run_status
 from datagen.interrupts import sigterm_calls, sigterm_is_ctrl_c
@@ -30,6 +30,7 @@ from datagen.job import Job, parse_job
 from datagen.ledger import Ledger, LocalLedger
 from datagen.reporting import Progress, Screen
 from datagen.run import run_job
+from datagen.stopping import Stop
 from datagen.summary import RunSummary
 from datagen.write import open_store
 
@@ -94,6 +95,23 @@ def test_gpu_hours_follow_a_cluster_that_grows(monkeypatch: pytest.MonkeyPatch) 
     assert spending.over() == "3 GPU-hours are used up"
     assert spending.cost == pytest.approx(7.5)
     assert after(1, at_once=True) > 3.0
+
+
+def test_a_cluster_that_does_not_answer_costs_no_error_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("datagen.budget._clock", lambda: now[0])
+    summary, spending = RunSummary("r", ""), Spending(BudgetOptions())
+    stop = Stop(spending, 0.0)
+
+    def gone() -> float:
+        raise ClusterError("the head is gone")
+
+    now[0] = 1800.0
+    stop._count(summary, gone, at_once=True)
+    assert summary.gpu_hours == 0
+    now[0] = 3600.0
+    stop._count(summary, lambda: 4.0)
+    assert summary.gpu_hours == 4.0
 
 
 @pytest.fixture
@@ -226,6 +244,17 @@ def test_sigterm_finishes_what_is_begun_and_ctrl_c_does_not_wait(photos: Path) -
 def test_sigterm_waits_no_longer_than_it_may(photos: Path, grace_s: float, signals: int) -> None:
     job = job_of(photos, delay_s=1.5, grace_s=grace_s)
     summary = run_job(job, screen=lambda log: sends(signal.SIGTERM, signals))
+    assert (summary.interrupted, summary.stopped, summary.statuses["ok"]) == (True, "SIGTERM", 2)
+
+
+@pytest.mark.usefixtures("on_sigterm", "quick_polls")
+def test_sigterm_works_where_a_job_server_blocks_ctrl_c(photos: Path) -> None:
+    job = job_of(photos, delay_s=1.5, grace_s=0.2)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        summary = run_job(job, screen=lambda log: sends(signal.SIGTERM))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert (summary.interrupted, summary.stopped, summary.statuses["ok"]) == (True, "SIGTERM", 2)
 
 

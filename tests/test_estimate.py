@@ -12,7 +12,6 @@ import pytest
 from corpora import fake_job
 from PIL import Image
 from rich.console import Console
-from s3_server import new_bucket, options_of
 
 from datagen.check import check_dataset
 from datagen.console import print_run
@@ -39,16 +38,6 @@ def photos(tmp_path: Path) -> Path:
         rows.append({"uri": f"{index:02d}.png", "prompts": [{"box": [1, 1, 20, 20]}] * (1 + index % 4)})
     (folder / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder / "list.jsonl"
-
-
-@pytest.fixture(params=["local", "s3"])
-def output(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("DATAGEN_CACHE", str(tmp_path / "cache"))
-    if request.param == "local":
-        return str(tmp_path / "corpus")
-    address = request.getfixturevalue("s3_address")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-    return f"s3://{new_bucket(options_of(address))}/corpus"
 
 
 def job_of(source: Path, output: str, **budget: Any) -> Job:

@@ -15,7 +15,6 @@ import pytest
 from corpora import fake_job
 from PIL import Image
 from rich.console import Console
-from s3_server import new_bucket, options_of
 
 from datagen import heartbeat
 from datagen.console import print_status
@@ -37,16 +36,6 @@ def photos(tmp_path: Path) -> Path:
         Image.new("RGB", (40, 30), (20 * index, 90, 200)).save(folder / f"{index}.png")
     (folder / "bad.png").write_bytes(b"no picture")
     return folder
-
-
-@pytest.fixture(params=["local", "s3"])
-def output(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "local":
-        return str(tmp_path / "corpus")
-    address = request.getfixturevalue("s3_address")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-    monkeypatch.setenv("DATAGEN_CACHE", str(tmp_path / "cache"))
-    return f"s3://{new_bucket(options_of(address))}/corpus"
 
 
 def job_of(folder: Path, output: str) -> Job:
