@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -181,10 +181,11 @@ def test_a_budget_is_over_when_one_of_its_parts_is(budget: dict[str, Any], reaso
 
 
 @pytest.mark.usefixtures("quick_polls")
-def test_a_used_up_budget_ends_the_run_at_a_part(photos: Path, an_hour_passes: Screen) -> None:
+def test_a_used_up_budget_ends_the_run_at_a_part_in_whatever_thread_it_is(photos: Path, an_hour_passes: Screen) -> None:
     reason = "a cost of 4 is reached"
-    job = job_of(photos, delay_s=0.4, budget={"max_cost": 4, "gpu_hour_price": 2.5, "gpus": 2, "max_gpu_hours": 100})
-    summary = run_job(job, screen=an_hour_passes)
+    job = job_of(photos, delay_s=0.3, budget={"max_cost": 4, "gpu_hour_price": 2.5, "gpus": 2, "max_gpu_hours": 100})
+    with ThreadPoolExecutor(1) as other:
+        summary = other.submit(run_job, job, screen=an_hour_passes).result()
 
     done = sum(summary.statuses.values())
     assert (summary.stopped, summary.interrupted) == (reason, False)
@@ -230,26 +231,27 @@ def on_sigterm() -> Iterator[None]:
 
 @pytest.mark.usefixtures("on_sigterm", "quick_polls")
 def test_sigterm_finishes_what_is_begun_and_ctrl_c_does_not_wait(photos: Path) -> None:
-    job = job_of(photos, delay_s=0.4)
+    job = job_of(photos, delay_s=0.3)
     drained = run_job(job, screen=lambda log: sends(signal.SIGTERM))
-    assert (drained.interrupted, drained.stopped, drained.statuses["ok"]) == (True, "SIGTERM", 4)
+    assert (drained.interrupted, drained.stopped) == (True, "SIGTERM")
+    assert 2 < drained.statuses["ok"] < COUNT - 2, "the part that it was in when the signal came, and not all"
 
     at_once = run_job(job, screen=lambda log: sends(signal.SIGINT))
     assert (at_once.interrupted, at_once.stopped, at_once.statuses["ok"]) == (True, None, 2)
-    finish(job, 6)
+    finish(job, drained.statuses["ok"] + 2)
 
 
 @pytest.mark.usefixtures("on_sigterm", "quick_polls")
 @pytest.mark.parametrize(("grace_s", "signals"), [(0.2, 1), (60.0, 2)], ids=["its grace is over", "a second one"])
 def test_sigterm_waits_no_longer_than_it_may(photos: Path, grace_s: float, signals: int) -> None:
-    job = job_of(photos, delay_s=1.5, grace_s=grace_s)
+    job = job_of(photos, delay_s=0.8, grace_s=grace_s)
     summary = run_job(job, screen=lambda log: sends(signal.SIGTERM, signals))
     assert (summary.interrupted, summary.stopped, summary.statuses["ok"]) == (True, "SIGTERM", 2)
 
 
 @pytest.mark.usefixtures("on_sigterm", "quick_polls")
 def test_sigterm_works_where_a_job_server_blocks_ctrl_c(photos: Path) -> None:
-    job = job_of(photos, delay_s=1.5, grace_s=0.2)
+    job = job_of(photos, delay_s=0.8, grace_s=0.2)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         summary = run_job(job, screen=lambda log: sends(signal.SIGTERM))
@@ -266,16 +268,6 @@ def test_outside_of_a_run_sigterm_is_ctrl_c() -> None:
     assert heard == ["term"]
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
-
-
-@pytest.mark.usefixtures("quick_polls")
-def test_a_run_in_another_thread_keeps_its_budget(photos: Path, an_hour_passes: Screen) -> None:
-    job, summaries = job_of(photos, delay_s=0.4, budget={"deadline": "1h"}), list[RunSummary]()
-    thread = threading.Thread(target=lambda: summaries.append(run_job(job, screen=an_hour_passes)))
-    thread.start()
-    thread.join()
-    assert summaries[0].stopped == "the deadline 1h is reached"
-    assert 0 < sum(summaries[0].statuses.values()) < COUNT
 
 
 @pytest.mark.usefixtures("quick_polls")

@@ -45,6 +45,7 @@ def job_of(source: Path, output: str, **budget: Any) -> Job:
     return fake_job(source={"input": str(source)}, output=output, run=run)
 
 
+@pytest.mark.parametrize("output", ["s3"], indirect=True)
 def test_a_sample_foretells_the_whole_and_the_run_says_how_far_off_it_was(photos: Path, output: str) -> None:
     job = job_of(photos, output, deadline="1h")
     planned = estimate_job(job, 10)
