@@ -23,24 +23,40 @@ from datagen.pam.tiny import build_random
 from datagen.run import run_job
 from datagen.summary import RunSummary
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as in a run, for both sides of a comparison
 sys.path.insert(0, str(Path(__file__).parents[1] / "samples"))
 
 from scenes import BACKGROUNDS, random_scene, render
 
-# Two small models that keep one thing each of the real one; what batching saves depends on which part costs most.
-#   language: its language model dominates, perceiving a region costs a tenth of describing it; but 274 visual tokens a region
-#   geometry: its 1024 px and so its 1042 visual tokens a region; but the picture encoder costs more than the language model
+# SAM 2.1's own hiera_t, the smallest that was released: 39 M parameters.
+HIERA_TINY: dict[str, Any] = {
+    "num_maskmem": 7,
+    "image_encoder.trunk.embed_dim": 96,
+    "image_encoder.trunk.num_heads": 1,
+    "image_encoder.trunk.stages": [1, 2, 7, 2],
+    "image_encoder.trunk.global_att_blocks": [5, 7, 9],
+    "image_encoder.trunk.window_pos_embed_bkg_spatial_size": [7, 7],
+    "image_encoder.neck.backbone_channel_list": [768, 384, 192, 96],
+    "memory_attention.num_layers": 4,
+    "memory_attention.layer.dim_feedforward": 2048,
+    "memory_attention.layer.self_attention.downsample_rate": 1,
+    "memory_attention.layer.cross_attention.downsample_rate": 1,
+    "memory_encoder.fuser.num_layers": 2,
+}
+# Mid-size models; what doing things once and together saves depends on which part costs most.
+#   released: the smallest released SAM 2.1 at its 1024 px, so 1042 visual tokens a region; a small language model
+#   language: a larger language model that costs ten times what perceiving a region does; 512 px, so 274 visual tokens a region
 _LLM_200M = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 4}
 _LLM_25M = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2}
 _SEGMENTER = {"image_encoder.trunk.embed_dim": 32, "image_encoder.neck.backbone_channel_list": [256, 128, 64, 32]}
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "released": (_LLM_25M, {"image_size": 1024, **HIERA_TINY}),
     "language": (_LLM_200M, {"image_size": 512, **_SEGMENTER}),
-    "geometry": (_LLM_25M, {"image_size": 1024, **_SEGMENTER}),
 }
 TASKS = ("label", "definition", "caption", "description")
 
 
-def mid_checkpoint(folder: Path, shape: str = "language") -> Path:
+def mid_checkpoint(folder: Path, shape: str) -> Path:
     """A random PAM of one of SHAPES. What datagen converts of it goes into `folder`, too."""
     llm, segmenter = SHAPES[shape]
     os.environ["DATAGEN_CACHE"] = str(folder / "cache")

@@ -112,7 +112,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        checkpoint = common.mid_checkpoint(folder)
+        checkpoint = common.mid_checkpoint(folder, "language")
         print(
             f"{arguments.images} images x {arguments.regions} regions x 4 tasks, answers of at most {arguments.max_tokens} tokens",
             flush=True,

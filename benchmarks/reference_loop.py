@@ -1,6 +1,6 @@
 """datagen against the reference's way of working, with the same weights, pictures, prompts and tasks, in the same run.
 
-    python benchmarks/reference_loop.py [--shape geometry]
+    python benchmarks/reference_loop.py [--shape language]
 
 The reference takes one region and one task at a time: encode the picture, decode one prompt, run the perceiver, `generate` with
 batch size 1. That loop is written here, over transformers and the same modules. Both decode greedily in float32, so their texts can
@@ -72,10 +72,10 @@ class ReferenceLoop:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--regions", type=int, default=8, help="per image")
     parser.add_argument("--reference-regions", type=int, default=6, help="how many regions the slow loop does")
-    parser.add_argument("--shape", choices=list(common.SHAPES), default="language", help="of the model, see common.py")
+    parser.add_argument("--shape", choices=list(common.SHAPES), default="released", help="of the model, see common.py")
     parser.add_argument("--max-tokens", type=int, default=24)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -26,7 +26,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import common
 import numpy as np
@@ -43,22 +42,6 @@ from datagen.records import Frame, Prompt
 
 WIDTH, HEIGHT, FPS = 320, 240, 8
 PAIRED_FRAMES = 200
-# SAM 2.1's own hiera_t, at a quarter of its image size; everything else as in the released models.
-SMALL_SEGMENTER: dict[str, Any] = {
-    "image_size": 256,
-    "num_maskmem": 7,
-    "image_encoder.trunk.embed_dim": 96,
-    "image_encoder.trunk.num_heads": 1,
-    "image_encoder.trunk.stages": [1, 2, 7, 2],
-    "image_encoder.trunk.global_att_blocks": [5, 7, 9],
-    "image_encoder.trunk.window_pos_embed_bkg_spatial_size": [7, 7],
-    "image_encoder.neck.backbone_channel_list": [768, 384, 192, 96],
-    "memory_attention.num_layers": 4,
-    "memory_attention.layer.dim_feedforward": 2048,
-    "memory_attention.layer.self_attention.downsample_rate": 1,
-    "memory_attention.layer.cross_attention.downsample_rate": 1,
-    "memory_encoder.fuser.num_layers": 2,
-}
 
 
 class Clip:
@@ -174,7 +157,7 @@ def main() -> None:
             print_lengths(tiny, arguments.lengths, arguments.objects)
         if arguments.counts:
             print_objects("tiny checkpoint", tiny, arguments.counts, arguments.frames)
-            small = build_random(Path(name) / "small", segmenter=SMALL_SEGMENTER)
+            small = build_random(Path(name) / "small", segmenter={"image_size": 256, **common.HIERA_TINY})
             print_objects("SAM 2.1 hiera_t at 256 px", small, arguments.counts, arguments.frames)
 
 
