@@ -163,7 +163,7 @@ def start_ray(job: Job) -> bool:
                 store = job.run.object_store_gib
                 memory = int(store * 2**30) if store else None
                 ray.init(object_store_memory=memory, _metrics_export_port=job.run.metrics_port, **embedded, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except Exception as error:  # Ray raises that itself when a node does not start in time
         where = job.run.ray_address or "an embedded Ray"
         raise ClusterError(f"cannot start or reach {where}: {error}. See the run's log; `ray status` shows a cluster's state.") from error
     nodes = [node for node in ray.nodes() if node["Alive"]]
