@@ -20,6 +20,19 @@ settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests stay together when several run at once: one Ray at a time, one vLLM engine for all that ask it, and a file's own fixtures.
+
+    Those that take longest come first.
+    """
+    order = {"ray": 0, "vllm": 1}
+    groups = {item: next((name for name in order if item.get_closest_marker(name)), item.path.stem) for item in items}
+    items.sort(key=lambda item: order.get(groups[item], len(order)))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+
+
 @pytest.fixture(scope="session")
 def s3_address() -> Iterator[str]:
     """A real S3 server, with credentials for it in the environment."""
