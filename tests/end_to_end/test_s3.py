@@ -45,8 +45,7 @@ def job_of(source: object, output: str, options: S3Options, **values: object) ->
 
 @contextmanager
 def noisy(log: Path) -> Iterator[Progress]:
-    log.parent.mkdir(parents=True)
-    log.write_bytes(b"noise")
+    log.write_bytes(b"noise with a password=hunter2")
     yield lambda summary: None
 
 
@@ -68,7 +67,8 @@ def test_a_run_into_a_bucket_through_a_bad_network(options: S3Options, bucket: s
     names = [path for path, _ in open_store(output).list()]
     assert not [name for name in names if name.startswith("_staging")]
     assert "README.md" in names
-    assert open_store(output).read(f"_datagen/logs/{summary.run_id}.log") == b"noise"
+    assert open_store(output).read(f"_datagen/logs/{summary.run_id}.log") == b"noise with a password=***"
+    assert b'"event": "run_ended"' in open_store(output).read(f"_datagen/logs/{summary.run_id}.jsonl")
 
 
 def upload(options: S3Options, bucket: str, folder: Path, prefix: str) -> str:
