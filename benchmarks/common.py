@@ -47,10 +47,10 @@ HIERA_TINY: dict[str, Any] = {
 #   released: the smallest released SAM 2.1 at its 1024 px, so 1042 visual tokens a region; a small language model
 #   language: a larger language model that costs ten times what perceiving a region does; 512 px, so 274 visual tokens a region
 _LLM_200M = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 4}
-_LLM_25M = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2}
+LLM_25M = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2}
 _SEGMENTER = {"image_encoder.trunk.embed_dim": 32, "image_encoder.neck.backbone_channel_list": [256, 128, 64, 32]}
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "released": (_LLM_25M, {"image_size": 1024, **HIERA_TINY}),
+    "released": (LLM_25M, {"image_size": 1024, **HIERA_TINY}),
     "language": (_LLM_200M, {"image_size": 512, **_SEGMENTER}),
 }
 TASKS = ("label", "definition", "caption", "description")

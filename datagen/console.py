@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from datagen.summary import RunSummary
 
 PLAIN_EVERY_S = 10.0
+RATES_AFTER_S = 2.0
 SHOWN = 50
 
 
@@ -103,7 +104,8 @@ class RunProgress:
             return "waiting for the first sample"
         if self._first is None:
             self._first = time.monotonic()
-        return _rates(counters, time.monotonic() - self._first)
+        seconds = time.monotonic() - self._first
+        return _rates(counters, seconds) if seconds >= RATES_AFTER_S else ", ".join(before)
 
     def __enter__(self) -> RunProgress:
         if self._bar:

@@ -22,7 +22,7 @@ settings.load_profile("no_deadline")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests stay together when several run at once: one Ray at a time, one vLLM engine for all that ask it, and a file's own fixtures.
+    """Which tests stay together when several run at once: those with Ray, those that share the vLLM engine, and those of a file.
 
     Those that take longest come first.
     """
