@@ -14,10 +14,12 @@ from rich.markup import escape
 from datagen import __version__
 from datagen.arguments import AsJson, Input, JobFile, Model, Output, Set, read_job, show
 from datagen.cluster.commands import add_commands
-from datagen.errors import DatagenError
+from datagen.errors import DatagenError, JobError
 from datagen.interrupts import sigterm_is_ctrl_c
 from datagen.job import ModelOptions
+from datagen.redaction import redact
 
+STOPPED = 5
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -32,6 +34,7 @@ model_app = typer.Typer(no_args_is_help=True, help="Look at model weights, or fe
 app.add_typer(model_app, name="model")
 add_commands(app)
 
+GpuHourPrice = Annotated[float | None, typer.Option(help="price of one GPU for one hour")]
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="dataset folder")]
 
 
@@ -43,6 +46,11 @@ def run(
     model: Model = None,
     set_: Set = None,
     limit: Annotated[int | None, typer.Option(min=1, help="do at most this many assets now; the rest is left for later runs")] = None,
+    deadline: Annotated[str | None, typer.Option(help="begin nothing after: a time, or a duration such as 2h or 1h30m")] = None,
+    max_gpu_hours: Annotated[float | None, typer.Option(help="begin nothing after so many GPU-hours of the machine or cluster")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="the same by their price")] = None,
+    gpu_hour_price: GpuHourPrice = None,
+    grace: Annotated[float | None, typer.Option(metavar="SECONDS", help="for finishing what is begun, after SIGTERM or a budget")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a job, or go on with it: what the output already holds is left alone.
@@ -50,13 +58,15 @@ def run(
     Example: `datagen run pipelines/image-regions.yaml --input photos/ --output corpus/`
 
     Exit codes: 0 done, or nothing to do; 1 more assets failed than the job allows; 2 wrong usage, job, weights, output or credentials;
-    3 the machine or a bucket broke (rerun to resume); 4 another run is writing there, nothing was done; 130 interrupted (rerun to
-    resume).
+    3 the machine or a bucket broke (rerun to resume); 4 another run is writing there, nothing was done; 5 the budget is used up
+    (rerun to go on); 130 interrupted (rerun to resume).
     """
     from datagen.console import print_run, run_screen
     from datagen.run import run_job
 
-    job = read_job(job_file, set_, input, output, model)
+    budget = {"deadline": deadline, "max_gpu_hours": max_gpu_hours, "max_cost": max_cost, "gpu_hour_price": gpu_hour_price}
+    further = {"run.grace_s": grace} | {f"run.budget.{key}": value for key, value in budget.items()}
+    job = read_job(job_file, set_, input, output, model, further)
     try:
         summary = run_job(job, limit=limit, screen=run_screen)
     except KeyboardInterrupt:  # before the first asset, or a second time
@@ -64,6 +74,8 @@ def run(
     show(summary.to_dict(), as_json, lambda console: print_run(console, summary))
     if summary.interrupted:
         _say_interrupted()
+    if summary.stopped:
+        _say_ended("stopped", f"{summary.stopped}; ", STOPPED)
     finished = sum(summary.statuses.values())
     if finished and summary.statuses["failed"] / finished > job.run.max_failed_fraction:
         raise typer.Exit(1)
@@ -77,21 +89,51 @@ def plan(
     model: Model = None,
     set_: Set = None,
     cluster: Annotated[Path | None, typer.Option(help="where it would run: a profile, such as cluster/kuberay.yaml")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="run this many assets here, and estimate the whole from them")] = None,
+    gpu_hour_price: GpuHourPrice = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a run would do: listed, done, left, and the workers it would start. Nothing is run or written.
+    """Say what a run would do: listed, done, left, and the workers it would start. Nothing is run or written, except for `--sample`.
 
     With `--cluster`, a job whose steps fit on no node is refused with exit code 2.
 
-    Example: `datagen plan pipelines/image-regions.yaml --input photos/ --output corpus/`
+    With `--sample` assets chosen at random are done into a place that is removed again, and regions, time, GPU-hours and cost of the
+    whole are estimated from them. The estimate is kept in the output, so that the run's report can say how far off it was.
+
+    Example: `datagen plan pipelines/image-regions.yaml --input photos/ --output corpus/ --sample 200 --gpu-hour-price 2.50`
     """
     from datagen.cluster.profile import load_profile
-    from datagen.console import print_plan
+    from datagen.console import print_estimate, print_plan, run_screen
     from datagen.run import plan_job
+    from datagen.sampling import estimate_job
 
-    job = read_job(job_file, set_, input, output, model)
-    planned = plan_job(job, load_profile(cluster) if cluster else None)
+    job = read_job(job_file, set_, input, output, model, {"run.budget.gpu_hour_price": gpu_hour_price})
+    if sample and cluster:
+        raise JobError("--sample does its assets on this machine, which says nothing about another: give --sample or --cluster, not both")
+    try:
+        planned = estimate_job(job, sample, run_screen) if sample else plan_job(job, cluster=load_profile(cluster) if cluster else None)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
     show(planned, as_json, lambda console: print_plan(console, planned))
+    if planned.get("estimate") and not as_json:
+        print_estimate(Console(highlight=False), planned["estimate"])
+
+
+@app.command()
+def status(dataset: Dataset, as_json: AsJson = False) -> None:
+    """Say how far the run is that writes to a dataset, or how the last one ended. Reads one small file, and may be called at any time.
+
+    Exit codes: 0 it is alive, or has ended; 3 it died, or has not been heard of for several heartbeats (run it again to resume).
+
+    Example: `datagen status corpus/`
+    """
+    from datagen.console import print_status
+    from datagen.heartbeat import run_status
+
+    found = run_status(dataset)
+    show(found.to_dict(), as_json, lambda console: print_status(console, found))
+    if not found.ok:
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -221,8 +263,12 @@ def model_prepare(
 
 
 def _say_interrupted() -> NoReturn:
-    Console(stderr=True).print("[yellow]interrupted:[/yellow] what is committed stays; run the same command to go on")
-    raise typer.Exit(INTERRUPTED)
+    _say_ended("interrupted", "", INTERRUPTED)
+
+
+def _say_ended(how: str, why: str, exit_code: int) -> NoReturn:
+    Console(stderr=True).print(f"[yellow]{how}:[/yellow] {why}what is committed stays; run the same command to go on", soft_wrap=True)
+    raise typer.Exit(exit_code)
 
 
 def _version(value: bool) -> None:
@@ -242,7 +288,7 @@ def main() -> None:
     try:
         app()
     except DatagenError as error:
-        Console(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(error.message)}")
+        Console(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(redact(error.message))}")
         sys.exit(error.exit_code)
 
 

@@ -7,9 +7,11 @@ not a surprise in the dataset.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from logging import WARNING
+from typing import Any, Literal
 
 from datagen.errors import ClusterError
+from datagen.events import log_event
 from datagen.interrupts import held_back
 from datagen.job import WriteOptions
 from datagen.summary import RunSummary
@@ -42,6 +44,7 @@ class Committer:
         self._open.tick(part.indices)
         publish_part(self._store, part)
         self._summary.add(part)
+        _log(part)
         for index in part.indices:  # failed images come in parts of their own
             self._compare(index, "failed" in part.statuses)
 
@@ -50,6 +53,7 @@ class Committer:
         """Commit a clip once those before it are; and the rows of finished videos, as soon as there are enough for a part."""
         for published in self._videos.publish(part):
             self._summary.add(published)
+            _log(published)
         self.videos(minimum=self._options.assets_per_part)
 
     @held_back()
@@ -61,6 +65,7 @@ class Committer:
         self._open.tick(video.index for video in finished if video.index is not None)
         publish_video_assets(self._store, [video.row for video in finished], self._options)
         self._summary.add_videos([video.row for video in finished])
+        log_event("videos_committed", f"{len(finished)} videos are complete", step="write", asset_ids=[v.row["asset_id"] for v in finished])
         for video in finished:
             if video.index is not None:
                 self._compare(video.index, video.row["status"] == "failed")
@@ -77,6 +82,15 @@ class Committer:
         if self._open.count:
             message = f"{self._open.count} assets did not come back from the workers. Rerun the same command: only they are done again."
             raise ClusterError(message)
+
+
+def _log(part: StagedPart) -> None:
+    facts: dict[str, Any] = {"part_id": part.part_id, "statuses": part.statuses, "regions": part.num_regions, "tracks": part.num_tracks}
+    if part.clip is not None:
+        facts |= {"asset_id": part.clip.asset_id, "clip_index": part.clip.clip_index}
+    log_event("part_committed", f"part {part.part_id} is in the dataset", step="write", **facts)
+    for failed in part.failed:
+        log_event("asset_failed", level=WARNING, **failed._asdict())
 
 
 class _Tally:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from datagen.check import CheckReport
+    from datagen.heartbeat import RunStatus
     from datagen.pam.inspection import CheckpointReport
     from datagen.summary import RunSummary
 
@@ -157,12 +158,39 @@ def print_run(console: Console, summary: RunSummary) -> None:
     made = {"regions": summary.regions, "tracks": summary.tracks}
     rates = ", ".join(f"{count / summary.seconds:.2f} {name}/s" for name, count in made.items() if count and summary.seconds)
     table.add_row("time", f"{summary.seconds:.1f} s with start-up" + (f", {rates}" if rates else ""))
+    if summary.gpu_hours:
+        cost = f", at a cost of {summary.cost:.2f}" if summary.cost is not None else ""
+        table.add_row("GPU-hours", f"{summary.gpu_hours:.3f} of the machine or cluster{cost}")
+    if summary.estimate:
+        table.add_row("estimate", _off(summary.estimate))
     for title, reasons in (("failed", summary.failures), ("dropped", summary.dropped), ("skipped", summary.skipped)):
         if reasons:
             table.add_row(title, _counts(reasons))
     table.add_row("dataset", escape(summary.output))
     console.print(table)
     _print_warnings(console, summary.warnings)
+
+
+def _off(estimate: Mapping[str, Any]) -> str:
+    found = ((name.replace("_", "-"), value) for name, value in estimate["figures"].items() if value["off"] is not None)
+    return ", ".join(f"{value['estimated']:.4g} {name} ({value['off']:+.0%})" for name, value in found)
+
+
+def print_estimate(console: Console, estimate: Mapping[str, Any]) -> None:
+    """What `datagen plan --sample` foretells."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    sample, whole = estimate["sample"], estimate["whole"]
+    table.add_row("sample", f"{sample['assets']} assets in {sample['seconds']:.1f} s, {sample['startup_s']:.1f} s of it start-up")
+    for name in ("regions", "tracks", "output_tokens"):
+        if whole[name]["mean"]:
+            table.add_row(
+                name.replace("_", " "), f"{whole[name]['mean']:,.0f} (95 %: {whole[name]['low']:,.0f} to {whole[name]['high']:,.0f})"
+            )
+    table.add_row("time", f"{_ago(whole['seconds'])}, with the workers above")
+    table.add_row("GPU-hours", f"{whole['gpu_hours']:.4g} on {estimate['gpus']:g} GPUs")
+    if whole["cost"] is not None:
+        table.add_row("cost", f"{whole['cost']:.2f}")
+    console.print(table)
 
 
 def _counts(reasons: Mapping[str, int]) -> str:
@@ -216,6 +244,47 @@ def _cluster(cluster: dict[str, Any]) -> str:
     least, most = cluster["cost_per_hour"]
     cost = f"; {least:g} to {most:g} an hour" if most else ""
     return f"{cluster['name']} ({cluster['provider']}): {nodes}{cost}"
+
+
+_VERDICTS = {
+    "alive": "[green]running[/green], {age} after its last heartbeat",
+    "died": "[red]died[/red]: its process is gone, its last heartbeat was {age} ago; run the same command to resume",
+    "silent": "[red]silent[/red]: no heartbeat for {age}. It died, was stopped, or is cut off; the same command finds out, and resumes",
+}
+
+
+def print_status(console: Console, status: RunStatus) -> None:
+    """What `datagen status` found."""
+    beat = status.beat
+    verdict = _VERDICTS.get(status.verdict, beat["state"] + " {age} ago").format(age=_ago(status.age_s))
+    console.print(f"{escape(beat['run_id'])} {verdict}", soft_wrap=True)
+    if beat["error"]:
+        console.print(f"[red]{escape(beat['error']['code'])}[/red]: {escape(beat['error']['message'])}", soft_wrap=True)
+    assets = beat["assets"]
+    total = assets["todo"] if assets["all_listed"] else f"{assets['todo']} or more (still listing)"
+    steps = ", ".join(f"{step} {found['samples']}" for step, found in beat["steps"].items() if found["workers"])
+    pace = f"{beat['tokens_per_s']:.1f} tokens/s" if beat["tokens_per_s"] is not None else "loading models" if not steps else "starting"
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_row("job", escape(f"{beat['job']} on {beat['host']}, input {beat['input']}"))
+    table.add_row("started", escape(beat["started_at"]))
+    table.add_row("assets", f"{assets['done']} of {total} done, {assets['failed']} failed, {assets['left']} left")
+    table.add_row("before", f"{assets['done_before']} done by earlier runs")
+    table.add_row("found", ", ".join(f"{beat[name]} {name}" for name in ("regions", "clips", "tracks") if beat[name]) or "no regions yet")
+    if steps:
+        table.add_row("steps", steps)
+    if status.verdict == "alive":
+        table.add_row("pace", pace + (f", ready in {_ago(beat['eta_s'])}" if beat["eta_s"] is not None else ""))
+    console.print(table)
+
+
+def _ago(seconds: float) -> str:
+    """A time span for people: its two largest units."""
+    left, words = max(0, round(seconds)), list[str]()
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if left >= size or (unit == "s" and not words):
+            words.append(f"{left // size} {unit}")
+        left %= size
+    return " ".join(words[:2])
 
 
 def print_checkpoint(console: Console, report: CheckpointReport) -> None:

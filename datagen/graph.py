@@ -4,7 +4,7 @@ An image is one sample all the way. A video becomes one sample per clip: its per
 decoding child of its own, because a video's frames are too many to travel.
 
 Ray Data streams the steps, or the same step functions are called in this process. Both yield staged parts, which only the driver
-publishes. This file and guard.py are the only ones that know Ray.
+publishes. This file, ledger.py and metrics.py are the only ones that know Ray.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 import os
 import pickle
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,21 +23,22 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from datagen.assemble import assemble, region_row, track_row
+from datagen.blocks import Waiting, chunks, from_table, to_table
 from datagen.decode import make_decode_step, make_video_reader
 from datagen.describe import make_describe_step
 from datagen.errors import ClusterError
+from datagen.events import log_event
 from datagen.faults import fault_point
-from datagen.guard import ClipStep, Guarded, GuardedClips, Ledger, LedgerClient, LocalLedger, RayLedger, Step, split_suspects
+from datagen.guard import ClipStep, Guarded, GuardedClips, Step, leave, split_suspects
 from datagen.interrupts import handlers_kept
 from datagen.job import Job, Pool
+from datagen.ledger import Ledger, LedgerClient, LocalLedger, RayLedger
 from datagen.perceive import make_perceive_step, make_video_step
 from datagen.records import Sample
 from datagen.write import StagedPart, Store, open_store, stage_clip, stage_part
 
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy, Dataset
-
-PACKED_TOGETHER = 64
 
 
 @dataclass(frozen=True)
@@ -98,33 +100,10 @@ def started(plan: Plan) -> Iterator[LedgerClient]:
 
     ours = start_ray(plan.job)
     try:
-        yield RayLedger.start(plan.store, plan.job.run.crash_tries)
+        yield RayLedger.start(plan.store, plan.job.run.crash_tries, plan.run_id)
     finally:
         if ours:
             ray.shutdown()
-
-
-class Waiting:
-    """Samples before their first step, in order. Packed: as objects, a wave of them would cost the driver a kilobyte each."""
-
-    def __init__(self) -> None:
-        self._packed: list[bytes] = []
-        self._last: list[Sample] = []
-
-    def append(self, sample: Sample) -> None:
-        """Add one."""
-        self._last.append(sample)
-        if len(self._last) == PACKED_TOGETHER:
-            self._packed.append(zlib.compress(pickle.dumps(self._last), 1))
-            self._last = []
-
-    def __len__(self) -> int:
-        return PACKED_TOGETHER * len(self._packed) + len(self._last)
-
-    def __iter__(self) -> Iterator[Sample]:
-        for packed in self._packed:
-            yield from pickle.loads(zlib.decompress(packed))
-        yield from self._last
 
 
 def run_images(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[StagedPart]:
@@ -134,7 +113,9 @@ def run_images(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[S
         return
     workers = [Guarded(name, make, ledger) for name, make in step_factories(plan).items()]
     with _torn_down(workers):
-        for chunk in _chunks(samples, plan.job.write.assets_per_part):
+        for chunk in chunks(samples, plan.job.write.assets_per_part):
+            if ledger.ask("draining"):
+                return
             for worker in workers:
                 chunk = worker.process(chunk)
             yield from stage(plan, chunk)
@@ -182,10 +163,14 @@ def start_ray(job: Job) -> bool:
                 ray.init(address=job.run.ray_address, **quiet)
             else:
                 store = job.run.object_store_gib
-                ray.init(object_store_memory=int(store * 2**30) if store else None, **embedded, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+                memory = int(store * 2**30) if store else None
+                ray.init(object_store_memory=memory, _metrics_export_port=job.run.metrics_port, **embedded, **quiet)
+    except Exception as error:  # Ray raises that itself when a node does not start in time
         where = job.run.ray_address or "an embedded Ray"
         raise ClusterError(f"cannot start or reach {where}: {error}. See the run's log; `ray status` shows a cluster's state.") from error
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    endpoints = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in nodes]
+    log_event("ray_started", f"Ray has {len(nodes)} nodes, with metrics for Prometheus at these addresses", endpoints=endpoints)
     return True
 
 
@@ -199,6 +184,19 @@ def resources(job: Job) -> dict[str, float]:
     import torch
 
     return {"CPU": float(_embedded_cpus(job)), "GPU": float(torch.cuda.device_count())}
+
+
+def num_gpus(job: Job) -> float:
+    """GPUs of the cluster or machine that a run is on, once it is on. Raises ClusterError when Ray does not answer."""
+    if job.run.executor == "ray":
+        import ray
+
+        try:
+            return float(ray.cluster_resources().get("GPU", 0))
+        except Exception as error:  # Ray has many ways to say that its head is gone
+            raise ClusterError(f"the cluster does not say what it has: {error}. Rerun the same command to resume.") from error
+    torch = sys.modules.get("torch")  # an engine that uses one has loaded it
+    return float(torch.cuda.device_count()) if torch else 0.0
 
 
 def _embedded_cpus(job: Job) -> int:
@@ -240,7 +238,7 @@ def _images_on_ray(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterat
     # A block is a task in every step: large enough to pay its scheduling, small enough that every model worker gets some soon.
     models = max(sizes["perceive"].max_workers or 1, sizes["describe"].max_workers or 1)
     rows = min(job.perceive.batch_size, math.ceil(len(samples) / (2 * models)))
-    dataset = ray.data.from_blocks([to_table(chunk) for chunk in _chunks(samples, rows)])
+    dataset = ray.data.from_blocks([to_table(chunk) for chunk in chunks(samples, rows)])
     for name, make in step_factories(plan).items():
         dataset = _with_step(dataset, name, (name, make, ledger), sizes[name], job)
     dataset = dataset.repartition(target_num_rows_per_block=job.write.assets_per_part, strict=True)
@@ -305,10 +303,14 @@ class _Worker:
     """A guarded step as Ray Data calls it."""
 
     def __init__(self, name: str, make_step: Callable[[], Step], ledger: LedgerClient) -> None:
+        self._name, self._ledger = name, ledger
         self._guarded = Guarded(name, make_step, ledger)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return to_table(self._guarded.process(from_table(table)))
+        samples = from_table(table)
+        if self._ledger.ask("draining"):
+            return to_table(leave(self._name, self._ledger, samples))
+        return to_table(self._guarded.process(samples))
 
     def __del__(self) -> None:
         if hasattr(self, "_guarded"):
@@ -349,37 +351,11 @@ _WORKERS = {"decode": DecodeWorker, "perceive": PerceiveWorker, "clips": ClipsWo
 
 def stage_table(plan: Plan, ledger: LedgerClient, table: pa.Table) -> pa.Table:
     """The write step as Ray Data calls it: a table of finished samples in, one small record per staged part out."""
-    chunks = split_suspects("write", ledger, from_table(table), plan.job.run.crash_tries)
-    staged = [pickle.dumps(part) for chunk in chunks for part in stage(plan, chunk)]
-    ledger.tell("end", "write", [sample.work_id for chunk in chunks for sample in chunk])
+    started = time.monotonic()
+    samples = [sample for sample in from_table(table) if not sample.left]
+    groups = split_suspects("write", ledger, samples, plan.job.run.crash_tries) if samples else []
+    staged = [pickle.dumps(part) for group in groups for part in stage(plan, group)]
+    if samples:
+        ledger.tell("end", "write", [sample.work_id for sample in samples], time.monotonic() - started, len(samples))
+        ledger.tell("count", {"write": len(samples)})
     return pa.table({"staged": pa.array(staged, pa.large_binary())})
-
-
-# --- samples as Arrow rows ---------------------------------------------------------------------------------------------------------
-
-
-def to_table(samples: list[Sample]) -> pa.Table:
-    """One row per sample: its arrays as raw bytes in one column, everything else as one small pickle in the other."""
-    pickles, arrays = [], []
-    for sample in samples:
-        buffers: list[pickle.PickleBuffer] = []
-        pickles.append(pickle.dumps(sample, protocol=5, buffer_callback=buffers.append))
-        arrays.append([buffer.raw() for buffer in buffers])
-    return pa.table({"sample": pa.array(pickles, pa.large_binary()), "arrays": pa.array(arrays, pa.list_(pa.large_binary()))})
-
-
-def from_table(table: pa.Table) -> list[Sample]:
-    """The samples of a table. Their arrays are read-only views of the table's memory, without a copy."""
-    rows = zip(table["sample"], table["arrays"], strict=True)
-    return [pickle.loads(sample.as_buffer(), buffers=[array.as_buffer() for array in arrays]) for sample, arrays in rows]
-
-
-def _chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    chunk: list[Sample] = []
-    for sample in samples:
-        chunk.append(sample)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

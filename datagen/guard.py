@@ -1,14 +1,7 @@
-"""The contract of a step, and what turns errors, crashes and hangs into rows.
-
-Ray retries for ever by default. The ledger, one small actor beside the driver, bounds that: a worker tells it which assets
-it is about to touch; when another worker is given an asset that a dead worker still holds, that asset is a suspect. Suspects
-are run one at a time, and one that has killed its worker `tries` times becomes a failed row. Counts are kept in the output,
-so they hold across restarts of the job.
-"""
+"""The contract of a step, and what turns errors, crashes and hangs into rows. The bookkeeping is in ledger.py."""
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -16,16 +9,16 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from datagen.errors import ClusterError, DatagenError, DecodeError, ModelOutputError, PromptError
+from datagen.errors import DatagenError, DecodeError, ModelOutputError, PromptError
 from datagen.faults import fault_point
+from datagen.ledger import LedgerClient
 from datagen.records import Clip, ResumePoint, Sample, work_id_of
 from datagen.write import Store, committed_clips
 
 logger = logging.getLogger(__name__)
 
-CRASHES = "_datagen/crashes.json"
 AnyStep = TypeVar("AnyStep", "Step", "ClipStep")
 ONE_SAMPLE = (DecodeError, PromptError, ModelOutputError)
 
@@ -65,140 +58,6 @@ class ClipStep(Protocol):
         """Let go of processes and memory."""
 
 
-class Ledger:
-    """Who works on what, who died of it, and how far the run is. One per run; runs as an actor, or as a plain object in-process."""
-
-    def __init__(self, store: Store, tries: int) -> None:
-        self._store = store
-        self._tries = tries
-        self._holder: dict[tuple[str, str], str] = {}
-        self._alone: set[tuple[str, str]] = set()
-        self._suspects: set[tuple[str, str]] = set()
-        self._failed_setups: Counter[str] = Counter()
-        self._fatal: DatagenError | None = None
-        self.counters: Counter[str] = Counter()
-        self._spans: dict[str, list[float]] = {}
-        self._crashes: dict[str, int] = json.loads(self._store.read(CRASHES)) if self._store.exists(CRASHES) else {}
-
-    def begin_setup(self, step: str) -> None:
-        """A worker of `step` is about to load its model. Raises ClusterError when too many died doing that."""
-        self._failed_setups[step] += 1
-        if self._failed_setups[step] > self._tries:
-            message = f"the {step} worker died {self._tries} times while starting (out of memory?). The run's log has its last words."
-            self._fatal = ClusterError(message)
-            raise self._fatal
-
-    def end_setup(self, step: str) -> None:
-        """The worker is up."""
-        self._failed_setups[step] = 0
-        self.counters[f"{step}_workers"] += 1
-
-    def begin(self, step: str, worker: str, work_ids: list[str], alone: bool = False) -> dict[str, int]:
-        """`worker` is about to process these samples. Returns, for each suspect among them, how often it has killed a worker so far."""
-        self._spans.setdefault(step, [time.time()] * 2)
-        for work_id in work_ids:
-            key = (step, work_id)
-            if self._holder.get(key, worker) != worker:
-                self._suspects.add(key)
-                if key in self._alone:
-                    self._count_crash(step, work_id)
-            self._holder[key] = worker
-            (self._alone.add if alone else self._alone.discard)(key)
-        return {a: self._crashes.get(f"{step}/{a}", 0) for a in work_ids if (step, a) in self._suspects or f"{step}/{a}" in self._crashes}
-
-    def end(self, step: str, work_ids: list[str]) -> None:
-        """These assets went through."""
-        self._spans[step][1] = time.time()
-        for work_id in work_ids:
-            self._holder.pop((step, work_id), None)
-            self._alone.discard((step, work_id))
-
-    def _count_crash(self, step: str, work_id: str) -> None:
-        key = f"{step}/{work_id}"
-        self._crashes[key] = self._crashes.get(key, 0) + 1
-        self.counters["crashes"] += 1
-        self._store.write(CRASHES, json.dumps(self._crashes, indent=0, sort_keys=True).encode())
-
-    def tries(self) -> int:
-        """How often an asset may kill its worker."""
-        return self._tries
-
-    def stop(self, error: DatagenError) -> None:
-        """Keep the error that stops the job; Ray would hand the driver only its text."""
-        self._fatal = self._fatal or error
-
-    def fatal(self) -> DatagenError | None:
-        """The error that stopped the job, if one did."""
-        return self._fatal
-
-    def count(self, counts: dict[str, int]) -> None:
-        """Add to the progress counters."""
-        self.counters.update(counts)
-
-    def spans(self) -> dict[str, list[float]]:
-        """Per step: when its first batch began and its latest ended, seconds since the epoch."""
-        return self._spans
-
-    def progress(self) -> dict[str, int]:
-        """The progress counters: workers that came up and samples per step, regions, output tokens, failures, crashes."""
-        return dict(self.counters)
-
-
-class LedgerClient(Protocol):
-    """How a worker reaches the ledger: `ask` waits for the answer, `tell` does not."""
-
-    def ask(self, method: str, *args: Any) -> Any:
-        """Call a ledger method and wait."""
-
-    def tell(self, method: str, *args: Any) -> None:
-        """Call a ledger method and go on."""
-
-
-class LocalLedger:
-    """A ledger in the same process."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-
-    def ask(self, method: str, *args: Any) -> Any:
-        """Call a ledger method."""
-        return getattr(self._ledger, method)(*args)
-
-    tell = ask
-
-
-class RayLedger:
-    """A ledger that lives in a Ray actor; the handle travels to every worker."""
-
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
-
-    @classmethod
-    def start(cls, store: Store, tries: int) -> RayLedger:
-        """Start the actor on the driver's node, so that it lives and dies with the driver."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Ledger)
-        return cls(actor.remote(store, tries))
-
-    def ask(self, method: str, *args: Any) -> Any:
-        """Call a ledger method and wait for its answer. Its DatagenError comes back as itself."""
-        import ray
-
-        try:
-            return ray.get(getattr(self._handle, method).remote(*args))
-        except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, DatagenError) else error) from None
-        except ray.exceptions.RayError as error:
-            raise ClusterError(f"the run's ledger is gone ({error}); rerun the same command to resume") from error
-
-    def tell(self, method: str, *args: Any) -> None:
-        """Call a ledger method without waiting."""
-        getattr(self._handle, method).remote(*args)
-
-
 def split_suspects(step: str, ledger: LedgerClient, samples: list[Sample], tries: int) -> list[list[Sample]]:
     """For a step that runs as a Ray task: the samples in the groups to process, suspects alone, those out of tries as failed rows."""
     worker = uuid.uuid4().hex
@@ -207,6 +66,7 @@ def split_suspects(step: str, ledger: LedgerClient, samples: list[Sample], tries
     for sample in samples:
         if suspects.get(sample.work_id, 0) >= tries and sample.failure is None:
             _give_up(sample, step, suspects[sample.work_id])
+    _name_step(samples, step)
     calm = [sample for sample in samples if sample.work_id not in suspects]
     return [group for group in (calm, *([sample] for sample in samples if sample.work_id in suspects)) if group]
 
@@ -216,16 +76,34 @@ def _give_up(sample: Sample, step: str, crashes: int) -> None:
     sample.fail(f"{step}_crashed", f"this asset killed the {step} worker {crashes} times; it is left out")
 
 
+def _name_step(samples: list[Sample], step: str) -> list[tuple[str, str]]:
+    """Note in new failures where they are from, and return them: (step, code)."""
+    new = [(sample, sample.failure) for sample in samples if sample.failure is not None and sample.failure.step is None]
+    for sample, failure in new:
+        failure.step = "sources" if sample.asset.failure is not None else step
+    return [(failure.step or step, failure.code) for _, failure in new]
+
+
 def _set_up(name: str, make_step: Callable[[], AnyStep], ledger: LedgerClient) -> AnyStep:
     ledger.ask("begin_setup", name)
+    started = time.monotonic()
     try:
         step = make_step()
         step.setup()
     except DatagenError as error:
         ledger.ask("stop", error)
         raise
-    ledger.ask("end_setup", name)
+    ledger.ask("end_setup", name, time.monotonic() - started)
     return step
+
+
+def leave(step: str, ledger: LedgerClient, samples: list[Sample]) -> list[Sample]:
+    """The run ends early: this step does not begin these samples, which an earlier step may have."""
+    begun = 0 if step == "decode" else sum(not sample.left for sample in samples)
+    for sample in samples:
+        sample.leave()
+    ledger.tell("count", {"left": begun})
+    return samples
 
 
 class Guarded:
@@ -241,6 +119,7 @@ class Guarded:
 
     def process(self, samples: list[Sample]) -> list[Sample]:
         """Process a batch; suspects in it go through alone, the ones that used up their tries become failed rows."""
+        started = time.monotonic()
         live = [s.work_id for s in samples if s.failure is None]
         suspects: dict[str, int] = self._ledger.ask("begin", self._name, self._worker, live, len(live) == 1) if live else {}
         calm = [s for s in samples if s.work_id not in suspects]
@@ -252,8 +131,9 @@ class Guarded:
         except DatagenError as error:
             self._ledger.ask("stop", error)
             raise
+        failures = _name_step(samples, self._name)
         if live:
-            self._ledger.tell("end", self._name, live)
+            self._ledger.tell("end", self._name, live, time.monotonic() - started, len(live) - len(failures), failures)
         self._report(samples)
         return samples
 
@@ -328,7 +208,7 @@ class GuardedClips:
         self._tries: int = ledger.ask("tries")
 
     def clips(self, sample: Sample) -> Iterator[Sample]:
-        """The clips of a video from `sample.resume` on.
+        """The clips of a video from `sample.resume` on; none more once the run is to end early.
 
         When Ray calls again because a worker died, it has the clips that came before and skips as many. So those that were committed
         meanwhile are not made again: an empty sample, which nobody will look at, stands for each.
@@ -348,19 +228,23 @@ class GuardedClips:
     def _clips(self, sample: Sample, resume: ResumePoint) -> Iterator[Sample]:
         clips = self._step.clips(sample)
         index, start_s = resume.clip_index, resume.start_s
-        while True:
+        while not self._ledger.ask("draining"):
             key = work_id_of(sample.asset.asset_id, index)
-            crashes: int = self._ledger.ask("begin", self._name, self._worker, [key], True).get(key, 0)
+            crashes: int = self._ledger.ask("begin", self._name, self._worker, [key], True, False).get(key, 0)
             if crashes >= self._tries:
                 lost = replace(sample, clip=Clip(index, start_s, start_s, 0, is_last=True), resume=None)
                 _give_up(lost, self._name, crashes)
+                self._ledger.tell("end", self._name, [key], None, 0, _name_step([lost], self._name))
                 yield lost
                 return
             fault_point(f"worker.{self._name}", f"{sample.asset.uri}#clip={index};")
+            started = time.monotonic()
             done = next(clips, None)
-            self._ledger.tell("end", self._name, [key])
             if done is None or done.clip is None:
+                self._ledger.tell("end", self._name, [key])
                 return
+            failures = _name_step([done], self._name)
+            self._ledger.tell("end", self._name, [key], time.monotonic() - started, 1 - len(failures), failures)
             done.attempts = max(done.attempts, crashes + 1)
             self._ledger.tell("count", {"clips_tracked": 1})
             yield done

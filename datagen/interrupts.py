@@ -4,23 +4,49 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+_sigterm_calls: list[Callable[[], None]] = []
+
 
 def sigterm_is_ctrl_c() -> None:
-    """From now on SIGTERM, as schedulers send it, does what Ctrl-C does. Call it in the main thread."""
-    signal.signal(signal.SIGTERM, _as_ctrl_c)
+    """From now on SIGTERM, as schedulers send it, does what Ctrl-C does, but for sigterm_calls. Call it in the main thread."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
 
 
-def _as_ctrl_c(_: int, frame: FrameType | None) -> None:
+@contextmanager
+def sigterm_calls(function: Callable[[], None]) -> Iterator[None]:
+    """Where SIGTERM would do what Ctrl-C does, it calls this function meanwhile: in the main thread, between any two instructions."""
+    _sigterm_calls.append(function)
+    try:
+        yield
+    finally:
+        _sigterm_calls.remove(function)
+
+
+def as_ctrl_c(frame: FrameType | None = None) -> None:
+    """Do what Ctrl-C does. Call it in the main thread."""
     # Not by a SIGINT: Ray's job server starts its jobs with that blocked, a shell script those in its background with it ignored.
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler):
         raise KeyboardInterrupt
     handler(signal.SIGINT, frame)
+
+
+def interrupt_main_thread() -> None:
+    """The main thread does what Ctrl-C does, also when it waits in a system call. For other threads."""
+    ours = signal.getsignal(signal.SIGTERM) is _on_sigterm
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM if ours else signal.SIGINT)
+
+
+def _on_sigterm(_: int, frame: FrameType | None) -> None:
+    if _sigterm_calls:
+        _sigterm_calls[-1]()
+    else:
+        as_ctrl_c(frame)
 
 
 @contextmanager

@@ -10,14 +10,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from datagen.budget import BudgetOptions
 from datagen.errors import JobError
+from datagen.options import Fraction, Options, Positive
 from datagen.records import LANGUAGES, TASKS, Language, Task
 
 # Options outside pools that decide how fast a row is made, and where, but not what it says.
@@ -28,15 +30,6 @@ _RESOURCES = {
     *("describe.concurrent_batches", "describe.max_num_seqs", "describe.device", "describe.fake_delay_s"),
     *("describe.gpu_memory_fraction", "describe.cpu_kv_cache_gib", "describe.enforce_eager"),
 }
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Options(BaseModel):
-    """Base of all option groups: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class Pool(Options):
@@ -221,11 +214,18 @@ class RunOptions(Options):
     ray_address: str | None = Field(None, description="an existing cluster, such as `auto`; left out: an embedded one")
     object_store_gib: float | None = Field(None, gt=0, description="size of the embedded Ray's object store, GiB")
     num_cpus: Positive | None = Field(None, description="logical CPUs of the embedded Ray")
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="port where the embedded Ray serves metrics to Prometheus; left out: a free one, in the event log"
+    )
     assets_per_wave: Positive = Field(250_000, description="assets handed to Ray at once; bounds the driver's memory")
     max_failed_fraction: Fraction = Field(1.0, description="exit 1 when more assets than this share failed")
     retry_failed: int = Field(0, ge=0, description="failed assets are tried again in up to this many further runs, then left")
     crash_tries: Positive = Field(3, description="an asset that kills its worker this often becomes a failed row")
     seed: int = Field(0, description="recorded; greedy decoding does not use it")
+    budget: BudgetOptions = BudgetOptions()
+    grace_s: float = Field(
+        20.0, ge=0, description="after SIGTERM, or a used-up budget, what is begun may take this long to finish, seconds"
+    )
 
 
 class S3Options(Options):

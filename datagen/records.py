@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 
+from datagen.redaction import redact
+
 TASKS = ("label", "definition", "caption", "description")
 LANGUAGES = ("en", "zh")
 
@@ -52,10 +54,11 @@ class Prompt:
 
 @dataclass(slots=True)
 class Failure:
-    """Why an asset became a failed row: a stable `code` and a `message` a person can act on."""
+    """Why an asset became a failed row: a stable `code` and a `message` a person can act on. step: where, once the guard has seen it."""
 
     code: str
     message: str
+    step: str | None = None
 
 
 @dataclass(slots=True)
@@ -342,7 +345,8 @@ class Sample:
     index: position of the asset in this run's listing. pixels: (S, S, 3) uint8 RGB, the image resized for the model (S is the
     model's image size); width and height are those of the image itself. Each heavy array is dropped by the step that uses it.
     A sample with a `failure` passes through the remaining steps untouched. A video enters as one sample without `clip`, and `resume`
-    says where in it; what comes out of tracking is one sample per clip.
+    says where in it; what comes out of tracking is one sample per clip. left: the run ends before it was finished; no step looks at it,
+    and it leaves no row.
     """
 
     index: int
@@ -361,11 +365,18 @@ class Sample:
     dropped: dict[str, int] = field(default_factory=dict)
     usage: dict[str, int] = field(default_factory=dict)
     failure: Failure | None = None
+    left: bool = False
 
     def fail(self, code: str, message: str) -> None:
         """Turn this sample into a failed row and let go of its arrays."""
-        self.failure = Failure(code=code, message=message)
+        self.failure = Failure(code=code, message=redact(message))
         self.pixels = self.tokens = None
+        self.regions, self.tracks = [], []
+
+    def leave(self) -> None:
+        """Leave it to a later run, and let go of its arrays."""
+        self.left = True
+        self.pixels = self.tokens = self.failure = None
         self.regions, self.tracks = [], []
 
     @property

@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
-import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datagen import graph
+from datagen.budget import Spending
 from datagen.cluster.fit import fit
 from datagen.cluster.profile import Profile
 from datagen.commit import Committer, Kind
-from datagen.errors import ClusterError, JobError, StorageError
-from datagen.guard import CRASHES, LedgerClient
+from datagen.errors import JobError
+from datagen.events import log_event
+from datagen.heartbeat import beating
 from datagen.job import Job
 from datagen.records import Asset, Sample
-from datagen.share import cache_folder
+from datagen.reporting import Screen, logged, no_screen
 from datagen.sources import open_source
+from datagen.stopping import Stop
+from datagen.stream import Running, stream
 from datagen.summary import RunSummary
 from datagen.write import (
     DoneSet,
@@ -43,7 +45,6 @@ from datagen.write import (
 )
 from datagen.write.done import known_uris
 from datagen.write.retries import Retries, restore_failed, retrying, to_retry
-from datagen.write.store import META
 
 if TYPE_CHECKING:
     from datagen.pam.checkpoint import ModelFiles
@@ -51,52 +52,52 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FAKE_IMAGE_SIZE = 64
-VIDEOS_PER_WAVE = 4096  # each is handed to Ray on its own
-POLL_S = 0.5
-CACHED_MIN = 0.85  # of what could be shared; blocks that a prefix fills only in part are never cached
-Progress = Callable[[RunSummary], None]
-Screen = Callable[[Path], AbstractContextManager[Progress]]
+LOGGED_FILES = 100
 
 
-@contextmanager
-def no_screen(log: Path) -> Iterator[Progress]:
-    """Shows nothing and redirects nothing: for runs from Python."""
-    yield lambda _: None
-
-
-def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen) -> RunSummary:
-    """Run a job to its end and return what it did. KeyboardInterrupt ends it early, with everything published still whole.
+def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen, assets: Sequence[Asset] | None = None) -> RunSummary:
+    """Run a job to its end, or until its budget is used up, and return what it did. KeyboardInterrupt ends it early, with everything
+    published still whole.
 
     `screen(log)` is entered once there is work: it may send noise to the file `log`, and gives a function that is called twice a
-    second with the summary so far. Raises JobError or SourceError for a wrong job or input, ModelLoadError for missing weights,
-    WriteError or OutputBusyError for the output, ClusterError when the machine or cluster broke (a rerun resumes).
+    second with the summary so far. assets: are done instead of listing the input.
+
+    Raises JobError or SourceError for a wrong job or input, ModelLoadError for missing weights, WriteError or OutputBusyError for the
+    output, ClusterError when the machine or cluster broke (a rerun resumes).
     """
     source_input, output = required(job)
-    source = open_source(job.source, job.s3)
+    source = open_source(job.source, job.s3) if assets is None else _Given(assets)
+    stop = Stop(Spending(job.run.budget), job.run.grace_s)
     model = _resolve(job)
     store = open_store(output, job.s3)
     record = RunRecord.new(job)
     summary = RunSummary(run_id=record.run_id, output=output)
-    with (
-        store.lease({"run_id": record.run_id, "job": job.name, "input": source_input}),
-        _taken_up(store, job, summary) as (retries, videos, removed),
-    ):
-        todo = _todo(source, retries.done, summary, limit)
-        summary.warnings = _continued(store, job)
-        first = next(todo, None)
-        summary.skipped = source.skipped
-        if first is None:
-            return summary
-        with _logged(store, record.run_id, screen) as progress:
-            logger.info("run %s; left over from an earlier run and removed: %s", record.run_id, removed)
-            image_size = _note_model(record, job, model)
-            record.write(store, status="running")
-            plan = graph.Plan(job, output, record.run_id, image_size)
-            committer = Committer(store, videos, job.write, summary)
-            kind_of = _Kinds(retries.again, known_uris(store) if job.source.reprocess_changed else None)
-            samples = _expected(chain([first], todo), committer, videos, kind_of)
-            _stream(plan, store, samples, committer, summary, record, progress)
+    with store.lease({"run_id": record.run_id, "job": job.name, "input": source_input}):
+        prepare_output(store, job)
+        with beating(store, record, summary), _taken_up(store, job, summary) as (retries, videos, removed):
+            todo = _todo(source, retries.done, summary, limit)
+            summary.warnings = _continued(store, job)
+            first = next(todo, None)
+            summary.skipped = source.skipped
+            if first is None:
+                return summary
+            with logged(store, record.run_id, screen) as progress:
+                _log_start(job, removed)
+                image_size = _note_model(record, job, model)
+                record.write(store, status="running")
+                committer = Committer(store, videos, job.write, summary)
+                kind_of = _Kinds(retries.again, known_uris(store) if job.source.reprocess_changed else None)
+                samples = _expected(chain([first], todo), committer, videos, kind_of)
+                plan = graph.Plan(job, output, record.run_id, image_size)
+                stream(Running(plan, store, committer, summary, record, stop), samples, progress)
     return summary
+
+
+def _log_start(job: Job, removed: Sequence[str]) -> None:
+    source, output = job.source.input, job.output
+    log_event("run_started", f"{job.name}: {source} to {output}", job=job.name, input=source, output=output)
+    if removed:
+        log_event("swept", f"{len(removed)} files left over from an earlier run were removed", files=removed[:LOGGED_FILES])
 
 
 @contextmanager
@@ -105,7 +106,6 @@ def _taken_up(store: Store, job: Job, summary: RunSummary) -> Iterator[tuple[Ret
 
     At the end failed assets that were not tried again are back, and the card says what there is.
     """
-    prepare_output(store, job)
     removed = sweep(store)
     restore_failed(store, job.write)
     done, videos = resume_videos(store, job.write)
@@ -118,69 +118,22 @@ def _taken_up(store: Store, job: Job, summary: RunSummary) -> Iterator[tuple[Ret
             write_card(store, job)
 
 
-def _stream(
-    plan: graph.Plan,
-    store: Store,
-    todo: Iterator[Sample],
-    committer: Committer,
-    summary: RunSummary,
-    record: RunRecord,
-    progress: Progress,
-) -> None:
-    """Commit parts as they come; whatever ends the run, the record says how far it came."""
-    started = time.monotonic()
-    status = "failed"
-    try:
-        with graph.started(plan) as ledger, _polling(ledger, summary, progress):
-            for images, videos in _waves(todo, plan.job.run.assets_per_wave):
-                for part in graph.run_images(plan, ledger, images) if images else ():
-                    committer.images(part)
-                for part in graph.run_videos(plan, ledger, videos) if videos else ():
-                    committer.clip(part)
-                committer.videos()
-            committer.close()
-        status = "finished"
-        store.delete(CRASHES)
-    except KeyboardInterrupt:
-        status, summary.interrupted = "interrupted", True
-        committer.videos()
-    finally:
-        summary.seconds = time.monotonic() - started
-        summary.warnings += _warnings(plan.job, summary)
-        record.write(store, status=status, summary=summary.to_dict())
-        store.delete_tree(f"_staging/{record.run_id}")
+class _Given:
+    """Assets that were listed before, as a source."""
+
+    def __init__(self, assets: Sequence[Asset]) -> None:
+        self._assets = assets
+        self.skipped: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Asset]:
+        return iter(self._assets)
 
 
-@contextmanager
-def _polling(ledger: LedgerClient, summary: RunSummary, progress: Progress) -> Iterator[None]:
-    """Ask the ledger for its counters twice a second, and once more at the end."""
-    stop = threading.Event()
-
-    def poll() -> None:
-        while True:
-            last = stop.wait(POLL_S)
-            try:
-                summary.counters, summary.spans = ledger.ask("progress"), ledger.ask("spans")
-            except ClusterError:  # the run itself is about to say so
-                return
-            progress(summary)
-            if last:
-                return
-
-    thread = threading.Thread(target=poll, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=10)
-
-
-def plan_job(job: Job, cluster: Profile | None = None) -> dict[str, Any]:
+def plan_job(job: Job, see: Callable[[Asset], None] = lambda asset: None, *, cluster: Profile | None = None) -> dict[str, Any]:
     """List the input against the output, and say which workers a run would start. Writes nothing.
 
-    cluster: where it would run; left out: this machine, or the cluster that the job names. Raises JobError when a step fits on none of
-    its nodes, and what a run would raise for its input and output.
+    see: is called with every asset that a run would do. cluster: where it would run; left out: this machine, or the cluster that the job
+    names. Raises JobError when a step fits on none of its nodes, and what a run would raise for its input and output.
     """
     source_input, output = required(job)
     fitted = fit(job, cluster) if cluster else None
@@ -189,9 +142,10 @@ def plan_job(job: Job, cluster: Profile | None = None) -> dict[str, Any]:
     source = open_source(job.source, job.s3)
     done = done_assets(store)
     again = to_retry(store, done, job.run.retry_failed)
-    for _ in _todo(source, done.without(again), summary, None):
-        pass
-    workers = fitted or graph.pools(job, graph.resources(job))
+    for _, asset in _todo(source, done.without(again), summary, None):
+        see(asset)
+    resources = cluster.resources() if cluster else graph.resources(job)
+    workers = fitted or graph.pools(job, resources)
     return {
         "input": source_input,
         "output": output,
@@ -200,6 +154,7 @@ def plan_job(job: Job, cluster: Profile | None = None) -> dict[str, Any]:
         "left": summary.todo,
         "skipped": dict(source.skipped),
         "parts": math.ceil(summary.todo / job.write.assets_per_part),
+        "gpus": job.run.budget.gpus or resources.get("GPU", 0.0),
         "workers": {step: pool.model_dump() for step, pool in workers.items()},
         "cluster": cluster.summary() if cluster else None,
         "warnings": _continued(store, job),
@@ -261,9 +216,10 @@ def _todo(source: Any, done: DoneSet, summary: RunSummary, limit: int | None) ->
             summary.done_before += 1
             continue
         if limit is not None and summary.todo >= limit:
-            return
+            break
         summary.todo += 1
         yield summary.todo - 1, asset
+    summary.all_listed = True
 
 
 def _is_hex(text: str) -> bool:
@@ -291,32 +247,6 @@ def _expected(todo: Iterable[tuple[int, Asset]], committer: Committer, videos: V
         yield Sample(index, asset, resume=videos.resume_point(asset.asset_id) if asset.media_type == "video" else None)
 
 
-def _waves(todo: Iterator[Sample], size: int) -> Iterator[tuple[graph.Waiting, list[Sample]]]:
-    """Images and videos, in the order of the listing, at most `size` images or VIDEOS_PER_WAVE videos at a time."""
-    images, videos = graph.Waiting(), list[Sample]()
-    for sample in todo:
-        (videos if sample.asset.media_type == "video" else images).append(sample)
-        if len(images) == size or len(videos) == VIDEOS_PER_WAVE:
-            yield images, videos
-            images, videos = graph.Waiting(), []
-    if images or videos:
-        yield images, videos
-
-
-def _warnings(job: Job, summary: RunSummary) -> list[str]:
-    """What a person should look at: a prefix cache that does not work, too many failures."""
-    warnings = []
-    shareable, cached = summary.usage["shareable_tokens"], summary.usage["cached_tokens"]
-    if job.describe.engine == "vllm" and cached < CACHED_MIN * shareable:
-        warnings.append(
-            f"only {cached / shareable:.0%} of the prompt tokens that tasks share came from the prefix cache. The KV cache may be too "
-            "small for what is in flight: raise describe.gpu_memory_fraction or cpu_kv_cache_gib, or lower describe.max_num_seqs."
-        )
-    if summary.repeated:
-        warnings.append(f"{summary.repeated} input rows repeat an asset already listed; each asset was done once")
-    return warnings
-
-
 def _continued(store: Store, job: Job) -> list[str]:
     """Said to whoever goes on with a dataset under other options: it is allowed, but its rows are then not all of one kind."""
     runs = other_options(store, job)
@@ -328,20 +258,3 @@ def _continued(store: Store, job: Job) -> list[str]:
         f"rows made earlier (by {who}) stay as they are, but this job differs in {', '.join(paths)}. "
         "For a corpus made with one set of options choose a new --output."
     ]
-
-
-@contextmanager
-def _logged(store: Store, run_id: str, screen: Screen) -> Iterator[Progress]:
-    """The screen, with the run's log in the dataset: at once in a folder; a bucket gets it at the end, until then it is in the cache."""
-    in_dataset = f"{META}/logs/{run_id}.log"
-    is_local = "://" not in store.uri
-    log = Path(store.uri) / in_dataset if is_local else cache_folder() / "logs" / f"{run_id}.log"
-    try:
-        with screen(log) as progress:
-            yield progress
-    finally:
-        if not is_local and log.exists():
-            try:
-                store.write(in_dataset, log.read_bytes())
-            except StorageError as error:
-                logger.warning("the log stays in %s: %s", log, error.message)

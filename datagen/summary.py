@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datagen.write import StagedPart
 
+STATUSES = ("ok", "empty", "failed")
+
 
 @dataclass
 class RunSummary:
-    """`listed` counts assets of the input, `done_before` those that earlier runs committed.
+    """`listed` counts assets of the input, `done_before` those that earlier runs committed; `all_listed` once the input was read to its
+    end, or as far as the run's limit.
 
     `statuses` and `failures` count assets (images, and videos once all their clips are committed); `clips` and `tracks` those that
     this run committed, also of videos that are not complete yet.
@@ -21,11 +24,16 @@ class RunSummary:
     diff: how the dataset changed, each asset of this run counted once. `new` and `changed` (its file is another than before) succeeded,
     `recovered` succeeded after it had failed in an earlier run; `failed` for the first time, or `failed_again`.
     failed_before: failed in earlier runs and left alone in this one.
+
+    interrupted: by Ctrl-C or SIGTERM. stopped: what ended the run early in good order, in words. gpu_hours: of all GPUs of the machine or
+    cluster since the run's start; cost: at run.budget.gpu_hour_price, None without one.
+    estimate: what `datagen plan --sample` had foretold for as many assets, and how far off it was; None where there was none.
     """
 
     run_id: str
     output: str
     listed: int = 0
+    all_listed: bool = False
     done_before: int = 0
     failed_before: int = 0
     diff: Counter[str] = field(default_factory=Counter)
@@ -43,6 +51,10 @@ class RunSummary:
     tracks: int = 0
     seconds: float = 0.0
     interrupted: bool = False
+    stopped: str | None = None
+    gpu_hours: float = 0.0
+    cost: float | None = None
+    estimate: dict[str, Any] | None = None
     counters: dict[str, int] = field(default_factory=dict)
     spans: dict[str, list[float]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -67,6 +79,17 @@ class RunSummary:
             self.statuses[row["status"]] += 1
             if row["error_code"]:
                 self.failures[row["error_code"]] += 1
+
+    def states(self) -> dict[str, int]:
+        """How many of this run's assets are committed, by status, and how many are `left`. Other threads may call it."""
+        statuses = dict(self.statuses)
+        return {**{status: statuses.get(status, 0) for status in STATUSES}, "left": self.todo - sum(statuses.values())}
+
+    def in_flight(self) -> bool:
+        """Whether workers have samples that were begun and are not committed, as far as the driver has heard. Other threads may call it."""
+        counters, states = self.counters, self.states()
+        begun = counters.get("decode", 0) + counters.get("clips_tracked", 0) - counters.get("left", 0)
+        return begun > self.todo - states["left"] - self.videos + self.clips
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

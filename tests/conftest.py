@@ -67,6 +67,17 @@ def bucket(options: S3Options) -> str:
     return new_bucket(options)
 
 
+@pytest.fixture(params=["local", "s3"])
+def output(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new place for a dataset: a folder, and once more a prefix in a bucket."""
+    monkeypatch.setenv("DATAGEN_CACHE", str(tmp_path / "cache"))
+    if request.param == "local":
+        return str(tmp_path / "corpus")
+    address = request.getfixturevalue("s3_address")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    return f"s3://{new_bucket(options_of(address))}/corpus"
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     folder = Path(os.environ.get("DATAGEN_GOLDEN") or Path(__file__).parent / "golden").resolve()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datagen.graph import Waiting, from_table, pools, to_table
+from datagen.blocks import Waiting, from_table, to_table
+from datagen.graph import pools
 from datagen.job import parse_job
 from datagen.records import Asset, RegionTokens, Sample
 

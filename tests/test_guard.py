@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from datagen.errors import ClusterError, DecodeError, ModelLoadError
-from datagen.guard import Guarded, Ledger, LocalLedger
+from datagen.guard import Guarded
+from datagen.ledger import Ledger, LocalLedger
 from datagen.records import Asset, Sample
 from datagen.write import open_store
 

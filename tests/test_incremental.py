@@ -12,7 +12,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from s3_server import new_bucket, options_of
 from video_files import numbered, write_video
 
 from datagen.check import check_dataset
@@ -41,15 +40,6 @@ def photos(tmp_path: Path) -> Path:
     for name in "xy":
         (folder / f"{name}.png").write_bytes(b"no picture")
     return folder
-
-
-@pytest.fixture(params=["local", "s3"])
-def output(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "local":
-        return str(tmp_path / "corpus")
-    address = request.getfixturevalue("s3_address")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-    return f"s3://{new_bucket(options_of(address))}/corpus"
 
 
 def job_of(folder: Path, output: str, retry_failed: int = 0, **source: object) -> Job:

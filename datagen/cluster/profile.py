@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from datagen.errors import JobError
-from datagen.job import Options, Positive, refusal
+from datagen.job import refusal
+from datagen.options import Options, Positive
 
 Provider = Literal["local", "kuberay", "aws", "slurm"]
 # What Kubernetes, AWS and Slurm all take as a name.

@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from datagen.errors import JobError
-from datagen.job import Fraction, Options, Positive
+from datagen.options import Fraction, Options, Positive
 from datagen.records import Language, Task
 
 

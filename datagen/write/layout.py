@@ -21,6 +21,7 @@ import psutil
 from datagen import __version__
 from datagen.errors import JobError, SourceError, WriteError
 from datagen.job import Job, row_options
+from datagen.redaction import redact_values
 from datagen.write.parts import COMMITTED_BY, part_ids
 from datagen.write.schema import SCHEMA_VERSIONS
 from datagen.write.store import META, Store, open_store
@@ -115,8 +116,9 @@ class RunRecord:
         )
 
     def write(self, store: Store, *, status: str, summary: Mapping[str, Any] | None = None) -> None:
-        """Write the record, whole, over what was there. `status`: `running`, `finished`, `interrupted` or `failed`.
+        """Write the record, whole, over what was there, without secrets.
 
+        status: `running`, `finished`, `interrupted`, `stopped` (its budget was used up) or `failed`.
         summary: counts by status, failures by code, drops by reason, tokens, regions, parts, seconds.
         """
         self.status = status
@@ -124,7 +126,7 @@ class RunRecord:
             self.summary = dict(summary)
         if status != "running":
             self.finished_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        store.write(f"{RUNS}/{self.run_id}.json", _json(asdict(self)))
+        store.write(f"{RUNS}/{self.run_id}.json", _json(redact_values(asdict(self))))
 
 
 def run_records(store: Store) -> Iterator[dict[str, Any]]:

@@ -13,16 +13,16 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datagen.errors import SchemaError, WriteError
 from datagen.job import WriteOptions
-from datagen.records import Region, Sample, Track, clip_id_of
+from datagen.records import Failure, Region, Sample, Track, clip_id_of
 from datagen.write.rows import asset_row, clip_row
 from datagen.write.schema import table_from_rows
 from datagen.write.store import STAGING, Store
@@ -31,6 +31,8 @@ PART_NAME = re.compile(r"^part-(?P<id>[0-9a-f]{20})\.parquet$")
 
 # Table -> the one whose part of the same name commits its own.
 COMMITTED_BY = {"regions": "assets", "tracks": "clips"}
+
+_LOGGED_CHARS = 2000
 
 RegionRow = Callable[[Sample, Region, str], Mapping[str, Any]]
 TrackRow = Callable[[Sample, Track, str], Mapping[str, Any]]
@@ -54,13 +56,22 @@ class StagedClip:
         return int(self.row["clip_index"])
 
 
+class FailedAsset(NamedTuple):
+    """Why an asset of a part failed, and in which step."""
+
+    asset_id: str
+    step: str | None
+    code: str
+    message: str
+
+
 @dataclass(frozen=True, slots=True)
 class StagedPart:
     """What the driver needs to know of a staged part, and all it gets: paths and counts.
 
     indices: `Sample.index` of each asset. statuses, failures (by code), dropped (regions or tracks by reason) and usage (tokens) are
     sums over the part's images, or of its one clip. files: table -> staged path in the order of publishing, the commit mark last;
-    without `regions` or `tracks` where there are none. clip: None for images.
+    without `regions` or `tracks` where there are none. clip: None for images. failed: the failed ones, for the log.
     """
 
     part_id: str
@@ -75,6 +86,7 @@ class StagedPart:
     num_regions: int = 0
     num_tracks: int = 0
     clip: StagedClip | None = None
+    failed: list[FailedAsset] = field(default_factory=list)
 
 
 def part_id_of(asset_ids: Iterable[str]) -> str:
@@ -163,8 +175,13 @@ def _stage(
         dropped=_sum(sample.dropped for sample in samples),
         usage=_sum(sample.usage for sample in samples),
         files=files,
+        failed=[_failed(sample.asset.asset_id, sample.failure) for sample in samples if sample.failure],
         **more,
     )
+
+
+def _failed(asset_id: str, failure: Failure) -> FailedAsset:
+    return FailedAsset(asset_id, failure.step, failure.code, failure.message[:_LOGGED_CHARS])
 
 
 def publish_part(store: Store, staged: StagedPart) -> None:

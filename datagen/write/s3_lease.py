@@ -12,7 +12,6 @@ publish was staged before, and the run that took over removes all staged objects
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 import uuid
@@ -20,13 +19,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from pathlib import Path
-from typing import Any, Literal
-
-import psutil
+from typing import Any
 
 from datagen.errors import OutputBusyError, StorageError, StorageUnavailableError, WriteError
 from datagen.job import S3Options
+from datagen.processes import state_of, this_process
 from datagen.s3 import SCHEME, patiently
 from datagen.write.store import who_is
 
@@ -136,7 +133,7 @@ class S3Lease:
                 self._etag, taken = seen.etag, True
             elif self._is_over(seen) or (first == seen.etag and started - since > self._options.lease_ttl_s):
                 taken = self._try_to_put(IfMatch=seen.etag)
-            elif first in (None, seen.etag) and _state_of(seen.content.get("process")) != "alive":
+            elif first in (None, seen.etag) and state_of(seen.content.get("process")) != "alive":
                 first, taken = seen.etag, False
                 time.sleep(min(_POLL_S, self._options.lease_heartbeat_s / 2))
             else:
@@ -149,7 +146,7 @@ class S3Lease:
 
     def _is_over(self, seen: _Seen) -> bool:
         is_old = seen.age_s > self._options.lease_ttl_s
-        return bool(seen.content.get("released")) or is_old or _state_of(seen.content.get("process")) == "dead"
+        return bool(seen.content.get("released")) or is_old or state_of(seen.content.get("process")) == "dead"
 
     def _try_to_put(self, **condition: str) -> bool:
         etag = self._put_if(self._options.patience_s, False, **condition)
@@ -174,7 +171,7 @@ class S3Lease:
 
     def _put_if(self, patience_s: float, released: bool, **condition: str) -> str | None:
         """Write the object on a condition; its ETag, or None where the condition did not hold."""
-        content = {"owner": self._owner, "nonce": self._nonce, "beat": self._beat, "released": released, "process": _this_process()}
+        content = {"owner": self._owner, "nonce": self._nonce, "beat": self._beat, "released": released, "process": this_process()}
         request = {"Bucket": self._bucket, "Key": self._key, "Body": json.dumps(content, default=str).encode(), **condition}
         try:
             answer = patiently(self._options, self._where, lambda s3: s3.put_object(**request), patience_s)
@@ -205,28 +202,3 @@ def _content(data: bytes) -> dict[str, Any]:
     except ValueError:  # not ours: it counts as held until it expires
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _this_process() -> dict[str, Any] | None:
-    """What names a process among all machines and containers; None where the system does not tell."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        space = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return None
-    return {"place": f"{boot} {space}", "pid": os.getpid(), "started": psutil.Process().create_time()}
-
-
-def _state_of(process: Any) -> Literal["alive", "dead", "unknown"]:
-    """Whether a holder lives, where it can be asked: among the processes that this one can see."""
-    here = _this_process()
-    if not isinstance(process, dict) or here is None or process.get("place") != here["place"]:
-        return "unknown"
-    try:
-        found = psutil.Process(int(process["pid"]))
-        is_same = abs(found.create_time() - float(process["started"])) < 1.0 and found.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return "dead"
-    except (psutil.Error, KeyError, TypeError, ValueError):
-        return "unknown"
-    return "alive" if is_same else "dead"

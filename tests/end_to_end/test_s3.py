@@ -16,7 +16,8 @@ from s3_server import FaultyProxy, often, options_of
 
 from datagen.check import check_dataset
 from datagen.job import Job, S3Options, parse_job
-from datagen.run import Progress, run_job
+from datagen.reporting import Progress
+from datagen.run import run_job
 from datagen.s3 import client
 from datagen.sources import open_source
 from datagen.write import open_store
@@ -44,8 +45,7 @@ def job_of(source: object, output: str, options: S3Options, **values: object) ->
 
 @contextmanager
 def noisy(log: Path) -> Iterator[Progress]:
-    log.parent.mkdir(parents=True)
-    log.write_bytes(b"noise")
+    log.write_bytes(b"noise with a password=hunter2")
     yield lambda summary: None
 
 
@@ -67,7 +67,8 @@ def test_a_run_into_a_bucket_through_a_bad_network(options: S3Options, bucket: s
     names = [path for path, _ in open_store(output).list()]
     assert not [name for name in names if name.startswith("_staging")]
     assert "README.md" in names
-    assert open_store(output).read(f"_datagen/logs/{summary.run_id}.log") == b"noise"
+    assert open_store(output).read(f"_datagen/logs/{summary.run_id}.log") == b"noise with a password=***"
+    assert b'"event": "run_ended"' in open_store(output).read(f"_datagen/logs/{summary.run_id}.jsonl")
 
 
 def upload(options: S3Options, bucket: str, folder: Path, prefix: str) -> str:
@@ -96,7 +97,12 @@ def test_ray_workers_read_from_and_write_to_a_bucket_through_a_bad_network(optio
     uris = [asset.uri for asset in open_source(job.source, options)]
     rows = pq.read_table(f"{bucket}/corpus/assets", filesystem=_arrow(options)).to_pylist()
     assert sorted(row["uri"] for row in rows) == sorted(uris)
-    assert {path.split("/")[1] for path, _ in open_store(output).list("_datagen")} == {"dataset.json", "lease.json", "runs"}
+    assert {path.split("/")[1] for path, _ in open_store(output).list("_datagen")} == {
+        "dataset.json",
+        "heartbeat.json",
+        "lease.json",
+        "runs",
+    }
 
 
 def _arrow(options: S3Options) -> fs.S3FileSystem:

@@ -98,6 +98,8 @@ def test_run_plan_check_and_stats_agree(datagen: Datagen, tmp_path: Path, photos
     assert json.loads(datagen("run", job(tmp_path), *arguments).stdout)["done_before"] == 2
     assert json.loads(datagen("check", out, "--json").stdout)["num_assets"] == 3
     assert "not_an_image" not in datagen("stats", out).stdout
+    assert json.loads(datagen("status", out, "--json").stdout)["assets"]["done"] == 1
+    assert "1 of 1 done" in datagen("status", out).stdout
 
     next(out.glob("regions/*.parquet")).unlink()
     broken = datagen("check", out)
@@ -132,8 +134,34 @@ def test_what_is_not_for_this_job_is_counted(datagen: Datagen, tmp_path: Path, p
     assert "no assets for this job; skipped: 1 video, 1 other file" in datagen("run", job(tmp_path), *arguments).stdout
 
 
+def test_a_budget_that_is_used_up_has_an_exit_code_of_its_own(datagen: Datagen, tmp_path: Path, photos: Path) -> None:
+    arguments = ("-i", photos, "-o", tmp_path / "out", "--set", "write.assets_per_part=1", "--set", "perceive.fake_delay_s=0.5")
+    refused = datagen("run", job(tmp_path), *arguments, "--deadline", "soon")
+    assert (refused.returncode, "such as 2h, 90m" in " ".join(refused.stderr.split())) == (2, True)
+
+    budget = ("--max-cost", "0.001", "--gpu-hour-price", "2", "--grace", "30", "--set", "run.budget.gpus=8")
+    stopped = datagen("run", job(tmp_path), *arguments, *budget)
+    assert stopped.returncode == 5
+    assert "stopped: a cost of 0.001 is reached; what is committed stays; run the same command to go on" in stopped.stderr
+    assert "GPU-hours" in stopped.stdout
+
+    assert datagen("run", job(tmp_path), *arguments).returncode == 0
+    assert json.loads(datagen("check", tmp_path / "out", "--json").stdout)["num_assets"] == 3
+
+
+def test_a_plan_with_a_sample_says_what_it_will_cost(datagen: Datagen, tmp_path: Path, photos: Path) -> None:
+    arguments = ("-i", photos, "-o", tmp_path / "out", "--set", "run.budget.gpus=2")
+    planned = datagen("plan", job(tmp_path), *arguments, "--sample", "2", "--gpu-hour-price", "1000")
+    assert planned.returncode == 0
+    assert "2 assets in" in planned.stdout
+    assert "on 2 GPUs" in planned.stdout
+    assert "cost" in planned.stdout
+    assert "estimate" in datagen("run", job(tmp_path), *arguments).stdout
+
+
 def test_help_is_everywhere(datagen: Datagen) -> None:
-    for command in ([], ["run"], ["plan"], ["check"], ["stats"], ["model"], ["model", "show"], ["model", "prepare"], *CLUSTERS):
+    commands = ([], ["run"], ["plan"], ["check"], ["stats"], ["status"], ["model"], ["model", "show"], ["model", "prepare"], *CLUSTERS)
+    for command in commands:
         result = datagen(*command, "--help")
         assert result.returncode == 0
         assert "Usage" in result.stdout

@@ -223,8 +223,8 @@ import json, sys, time
 from datagen.job import S3Options
 from datagen.write import open_store, s3_lease
 if "elsewhere" in sys.argv:
-    process = s3_lease._this_process()
-    s3_lease._this_process = lambda: process | {"place": "another machine"}
+    process = s3_lease.this_process()
+    s3_lease.this_process = lambda: process | {"place": "another machine"}
 with open_store(sys.argv[1], S3Options.model_validate_json(sys.argv[2])).lease({"run_id": "first-run"}):
     print("held", flush=True)
     time.sleep(600)

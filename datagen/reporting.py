@@ -1,0 +1,85 @@
+"""What a run says while it is on: the screen, its two logs, and the counters of its workers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from datagen.errors import ClusterError, StorageError
+from datagen.events import event_log, log_event
+from datagen.ledger import LedgerClient
+from datagen.redaction import redact_file
+from datagen.share import cache_folder
+from datagen.summary import RunSummary
+from datagen.write import Store
+from datagen.write.store import META, TEMP_PREFIX
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5
+Progress = Callable[[RunSummary], None]
+Screen = Callable[[Path], AbstractContextManager[Progress]]
+
+
+@contextmanager
+def no_screen(log: Path) -> Iterator[Progress]:
+    """Shows nothing and redirects nothing: for runs from Python."""
+    yield lambda _: None
+
+
+@contextmanager
+def logged(store: Store, run_id: str, screen: Screen) -> Iterator[Progress]:
+    """The screen, with the run's logs in the dataset: at once in a folder; a bucket gets them at the end, until then they are in the cache.
+
+    `<run_id>.log` has what libraries print, where the screen sends it there, and is redacted at the end; `<run_id>.jsonl` the events.
+    """
+    is_local = "://" not in store.uri
+    folder = Path(store.uri) / META / "logs" if is_local else cache_folder() / "logs"
+    noise, events = folder / f"{run_id}.log", folder / f"{run_id}.jsonl"
+    try:
+        with event_log(events, run_id), screen(noise) as progress:
+            yield progress
+    finally:
+        if noise.exists():
+            redact_file(noise, folder / f"{TEMP_PREFIX}{run_id}.log")
+        if not is_local:
+            _keep(store, [noise, events])
+
+
+def _keep(store: Store, logs: list[Path]) -> None:
+    for log in logs:
+        if log.exists():
+            try:
+                store.write(f"{META}/logs/{log.name}", log.read_bytes())
+            except StorageError as error:
+                logger.warning("the log stays in %s: %s", log, error.message)
+
+
+@contextmanager
+def polling(ledger: LedgerClient, summary: RunSummary, progress: Progress) -> Iterator[None]:
+    """Ask the ledger for its counters and events twice a second, and once more at the end."""
+    stop = threading.Event()
+
+    def poll() -> None:
+        while True:
+            last = stop.wait(POLL_S)
+            try:
+                summary.counters, summary.spans = ledger.ask("progress", summary.states()), ledger.ask("spans")
+                for event in ledger.ask("events"):
+                    log_event(**event)
+            except ClusterError:  # the run itself is about to say so
+                return
+            progress(summary)
+            if last:
+                return
+
+    thread = threading.Thread(target=poll, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=10)

@@ -1,0 +1,89 @@
+"""How a run ends early in good order: nothing new is begun, what is begun is finished and committed, and then it stops.
+
+Reasons are a used-up budget and SIGTERM, the notice before a machine is taken away. Workers learn of it from the ledger: a step leaves
+alone what it has not begun, so that the pipeline is empty after the time that one batch takes. When it is, or `run.grace_s` is over, the
+driver is interrupted as by Ctrl-C, between two commits.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from datagen.budget import Spending
+from datagen.errors import ClusterError
+from datagen.events import log_event
+from datagen.interrupts import as_ctrl_c, interrupt_main_thread, sigterm_calls
+from datagen.ledger import LedgerClient
+from datagen.summary import RunSummary
+
+_LOOK_S = 0.2
+_SETTLED_S = 1.0  # longer than the driver takes to hear of what workers have done
+
+
+class Stop:
+    """Whether a run is to end early, and why. `spending` is kept up to date while it is watched."""
+
+    def __init__(self, spending: Spending, grace_s: float) -> None:
+        self._spending, self._grace_s = spending, grace_s
+        self.reason: str | None = None
+        self.by_signal = False
+        self._thread: threading.Thread | None = None
+        self._over = threading.Event()
+        self._interrupting = threading.Lock()
+
+    def refuse_uncounted(self, gpus: float) -> None:
+        """See Spending.refuse_uncounted."""
+        self._spending.refuse_uncounted(gpus)
+
+    @contextmanager
+    def watching(self, ledger: LedgerClient, summary: RunSummary, gpus: Callable[[], float]) -> Iterator[None]:
+        """Watch the budget and SIGTERM, and end the run in good order. gpus: how many there are now."""
+        in_main = threading.current_thread() is threading.main_thread()
+        self._thread = threading.Thread(target=self._watch, args=(ledger, summary, gpus, in_main), name="stop", daemon=True)
+        self._thread.start()
+        try:
+            with sigterm_calls(self._on_sigterm):
+                yield
+        finally:
+            with self._interrupting:  # from here on this thread is not interrupted any more
+                self._over.set()
+            self._thread.join()
+            self._count(summary, gpus, at_once=True)
+
+    def _on_sigterm(self) -> None:
+        """Runs between any two instructions of the main thread, so it only leaves a note. The second time, it does not wait."""
+        if self.reason is not None or not self._grace_s:
+            as_ctrl_c()
+        self.reason, self.by_signal = self.reason or "SIGTERM", True
+
+    def _watch(self, ledger: LedgerClient, summary: RunSummary, gpus: Callable[[], float], in_main: bool) -> None:
+        while self.reason is None and not self._over.wait(_LOOK_S):
+            self._count(summary, gpus)
+            self.reason = self.reason or self._spending.over()
+        if self._over.is_set():
+            return
+        log_event("stopping", f"{self.reason}: nothing new is begun", reason=self.reason, grace_s=self._grace_s)
+        try:
+            ledger.ask("drain")
+        except ClusterError:  # the run itself is about to say so
+            return
+        self._wait_until_drained(summary, gpus)
+        with self._interrupting:
+            if in_main and not self._over.is_set():
+                interrupt_main_thread()
+
+    def _wait_until_drained(self, summary: RunSummary, gpus: Callable[[], float]) -> None:
+        now = time.monotonic()
+        until, busy = now + self._grace_s, now
+        while now < until and now - busy < _SETTLED_S and not self._over.wait(_LOOK_S):
+            self._count(summary, gpus)
+            now = time.monotonic()
+            busy = now if summary.in_flight() else busy
+
+    def _count(self, summary: RunSummary, gpus: Callable[[], float], at_once: bool = False) -> None:
+        with suppress(ClusterError):  # the run itself is about to say so; the time is added once there is an answer
+            self._spending.count(gpus, at_once)
+        summary.gpu_hours, summary.cost = self._spending.gpu_hours, self._spending.cost
