@@ -42,7 +42,7 @@ demo-video: setup  ## the same for the two clips in samples/
 	$(BIN)/datagen stats $(OUTPUT)-video
 
 test: setup  ## the test suite, two tests at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 soak: setup  ## minutes of SIGKILL with real models, videos and a bucket, and the rest of the golden segments
 	$(BIN)/python -m pytest -m soak

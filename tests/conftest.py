@@ -6,13 +6,15 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 from command_line import Datagen, call_with
 from describe_helpers import golden_job
 from hypothesis import settings
 from s3_server import CREDENTIALS, moto_server, new_bucket, options_of
+from xdist.scheduler import LoadScopeScheduling
 
 from datagen.describe.step import DescribeStep
 from datagen.job import S3Options
@@ -22,17 +24,25 @@ settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests stay together when several run at once: those with Ray, those that share the vLLM engine, and those of a file.
+# What runs in one process when several run at once: one Ray at a time, one vLLM engine for all that share it, else file by file.
+TOGETHER = {"tests/chaos": "ray", "tests/end_to_end": "ray", "tests/parity": "vllm", "tests/describe": "vllm"}
 
-    Those that take longest come first.
-    """
-    order = {"ray": 0, "vllm": 1}
-    groups = {item: next((name for name in order if item.get_closest_marker(name)), item.path.stem) for item in items}
-    items.sort(key=lambda item: order.get(groups[item], len(order)))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
+
+class TogetherScheduling(LoadScopeScheduling):
+    """pytest-xdist's scheduling by scope, with TOGETHER's scopes."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = PurePosixPath(nodeid.split("::")[0])
+        return TOGETHER.get(str(path.parent), str(path))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TogetherScheduling:
+    return TogetherScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those with Ray and vLLM take longest, and come first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(tuple(TOGETHER)))
 
 
 @pytest.fixture
