@@ -41,8 +41,9 @@ demo-video: setup  ## the same for the two clips in samples/
 	$(BIN)/datagen check $(OUTPUT)-video
 	$(BIN)/datagen stats $(OUTPUT)-video
 
-test: setup  ## the test suite, two tests at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+test: setup  ## the test suite: first what needs neither Ray nor vLLM, two files at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not ray and not vllm and not soak"
+	$(BIN)/python -m pytest -m "(ray or vllm) and not soak"
 
 soak: setup  ## minutes of SIGKILL with real models, videos and a bucket, and the rest of the golden segments
 	$(BIN)/python -m pytest -m soak

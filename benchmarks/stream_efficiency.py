@@ -175,9 +175,9 @@ def compare(job: Job, warm_up: Sample, rounds: list[list[Sample]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--videos", type=int, default=6, help="per round")
+    parser.add_argument("--videos", type=int, default=4, help="per round")
     parser.add_argument("--objects", type=int, default=8, help="per video")
-    parser.add_argument("--segments", type=int, default=4, help="per video")
+    parser.add_argument("--segments", type=int, default=3, help="per video")
     parser.add_argument("--segment-frames", type=int, default=2, help="few, since tracking them is not what is measured")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--max-num-seqs", type=int, default=32)

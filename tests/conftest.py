@@ -6,15 +6,13 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import pytest
 from command_line import Datagen, call_with
 from describe_helpers import golden_job
 from hypothesis import settings
 from s3_server import CREDENTIALS, moto_server, new_bucket, options_of
-from xdist.scheduler import LoadScopeScheduling
 
 from datagen.describe.step import DescribeStep
 from datagen.job import S3Options
@@ -22,27 +20,6 @@ from datagen.job import S3Options
 # How long an example takes says something about the machine and its neighbours; pytest-timeout ends what hangs.
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
-
-
-# What runs in one process when several run at once: one Ray at a time, one vLLM engine for all that share it, else file by file.
-TOGETHER = {"tests/chaos": "ray", "tests/end_to_end": "ray", "tests/parity": "vllm", "tests/describe": "vllm"}
-
-
-class TogetherScheduling(LoadScopeScheduling):
-    """pytest-xdist's scheduling by scope, with TOGETHER's scopes."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        path = PurePosixPath(nodeid.split("::")[0])
-        return TOGETHER.get(str(path.parent), str(path))
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TogetherScheduling:
-    return TogetherScheduling(config, log)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those with Ray and vLLM take longest, and come first."""
-    items.sort(key=lambda item: not item.nodeid.startswith(tuple(TOGETHER)))
 
 
 @pytest.fixture

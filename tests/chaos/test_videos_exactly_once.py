@@ -102,7 +102,7 @@ def test_random_kills_lose_and_double_nothing(job: Path, tmp_path: Path) -> None
 def test_a_crash_does_not_redo_committed_clips(job: Path, tmp_path: Path) -> None:
     """The worker dies in the middle of the only video, then the driver; clips that were there are left alone both times."""
     ids, output = make_videos(tmp_path / "in", 1), tmp_path / "corpus"
-    run = Run(job, tmp_path / "in", output, faults={"worker.perceive": {"delay_s": 0.5}})
+    run = Run(job, tmp_path / "in", output, faults={"worker.perceive": {"delay_s": 1.5}})
     wait_for_clips(run, 2)
     run.wait_for_workers("clips")
     while not run.kill_worker("clips", random.Random(0)):  # a process's title cannot be read at every moment

@@ -101,6 +101,7 @@ def test_ray_workers_read_from_and_write_to_a_bucket_through_a_bad_network(optio
         "dataset.json",
         "heartbeat.json",
         "lease.json",
+        "logs",
         "runs",
     }
 
