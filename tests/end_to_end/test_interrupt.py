@@ -17,10 +17,10 @@ name: interrupted
 perceive: {engine: fake, batch_size: 10, fake_delay_s: 0.1}
 describe: {engine: fake, fake_delay_s: 0.05}
 write: {assets_per_part: 10}
-run: {object_store_gib: 0.2}
+run: {object_store_gib: 0.2, grace_s: 0.5}
 """
 COUNT = 400
-SLOW_WRITES = {"write": {"delay_s": 0.1}}  # a second per part: most of the work is left when the signal comes
+SLOW_WRITES = {"write": {"delay_s": 0.2}}  # two seconds per part: most of the work is left when the signal comes, and after its grace
 
 
 def interrupt(run: Run, *, number: signal.Signals, whole_group: bool) -> dict:
