@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from datagen.arguments import AsJson, Input, JobFile, Model, Output, Set, read_job, show
-from datagen.cluster.profile import load_profile
+from datagen.cluster.profile import LOCAL_JOB_SERVER, load_profile
 from datagen.errors import JobError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Cluster = Annotated[Path, typer.Option("--cluster", metavar="PROFILE.yaml", help
 Address = Annotated[
     str | None,
     typer.Option(
-        envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"], help="Ray's job server; left out: the profile's, or http://127.0.0.1:8265"
+        envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"], help=f"Ray's job server; left out: the profile's, or {LOCAL_JOB_SERVER}"
     ),
 ]
 AtCluster = Annotated[Path | None, typer.Option("--cluster", metavar="PROFILE.yaml", help="profile whose job server is asked")]
@@ -155,7 +155,7 @@ def job_stop(submission_id: JobId, address: Address = None, cluster: AtCluster =
 def _jobs(address: str | None, cluster: Path | None) -> Jobs:
     from datagen.cluster.jobs import Jobs
 
-    return Jobs(address or (load_profile(cluster).address if cluster else "http://127.0.0.1:8265"))
+    return Jobs(address or (load_profile(cluster).address if cluster else LOCAL_JOB_SERVER))
 
 
 @aws_app.command("create")

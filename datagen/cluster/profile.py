@@ -18,6 +18,7 @@ from datagen.errors import JobError
 from datagen.job import refusal
 from datagen.options import Options, Positive
 
+LOCAL_JOB_SERVER = "http://127.0.0.1:8265"
 Provider = Literal["local", "kuberay", "aws", "slurm"]
 # What Kubernetes, AWS and Slurm all take as a name.
 Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$")]
@@ -104,7 +105,7 @@ class Profile(Options):
     name: Name
     provider: Provider
     image: str | None = Field(None, description="container image that has datagen and its dependencies (cluster/Dockerfile)")
-    address: str = Field("http://127.0.0.1:8265", description="of Ray's job server, as seen from where jobs are submitted")
+    address: str = Field(LOCAL_JOB_SERVER, description="of Ray's job server, as seen from where jobs are submitted")
     python: str = Field("python", pattern=r"^[\w./+-]+$", description="interpreter on the nodes")
     setup: tuple[str, ...] = Field((), description="AWS, Slurm: shell lines run on each node first, such as a registry login")
     env: dict[str, str] = Field({}, description="environment of the job on every node; no secrets")
