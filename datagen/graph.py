@@ -216,7 +216,7 @@ def pools(job: Job, cluster: dict[str, float]) -> dict[str, Pool]:
         "decode": Pool(num_cpus=0.5, num_gpus=0, min_workers=1, max_workers=max(1, int(cpus - 2) // 2)),
         "perceive": Pool(num_cpus=max(1, threads // 2), num_gpus=on_gpu["perceive"], min_workers=models, max_workers=models),
         "describe": Pool(num_cpus=threads, num_gpus=on_gpu["describe"], min_workers=models, max_workers=models),
-        "write": Pool(num_cpus=0.25, num_gpus=0, min_workers=1, max_workers=max(1, int(cpus))),
+        "write": Pool(num_cpus=0.25, num_gpus=0, min_workers=1, max_workers=max(2, int(cpus) // 4)),
     }
     given = {"decode": job.decode.pool, "perceive": job.perceive.pool, "describe": job.describe.pool, "write": job.write.pool}
     return {step: _complete(given[step], default) for step, default in wanted.items()}
@@ -279,7 +279,14 @@ def _staged(plan: Plan, ledger: LedgerClient, dataset: Dataset, pool: Pool) -> I
     """The write step, block by block; only the small records of staged parts reach the driver."""
     import ray
 
-    staged = dataset.map_batches(partial(stage_table, plan, ledger), batch_size=None, batch_format="pyarrow", num_cpus=pool.num_cpus)
+    staged = dataset.map_batches(
+        partial(stage_table, plan, ledger),
+        batch_size=None,
+        batch_format="pyarrow",
+        # Without a limit Ray starts a process for every part that waits, and a process takes longer to start than a part to write.
+        compute=ray.data.TaskPoolStrategy(pool.max_workers),
+        num_cpus=pool.num_cpus,
+    )
     try:
         for row in staged.iter_rows():
             yield pickle.loads(row["staged"])
