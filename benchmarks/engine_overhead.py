@@ -54,7 +54,7 @@ class Row:
     assets: int
     wall_s: float
     streaming_s: float
-    late_over_early: float
+    late_over_early: str
     driver_mb: float
 
 
@@ -78,11 +78,14 @@ def measure(count: int, folder: Path) -> Row:
     return Row(count, time.monotonic() - started, streaming, late_over_early(folder / f"out-{count}" / "assets"), peak / 1e6)
 
 
-def late_over_early(assets: Path) -> float:
-    """Time per asset in the last half of the table, over that between the first tenth and the half, in the order of finishing."""
+def late_over_early(assets: Path) -> str:
+    """Time per asset in the last half of the table, over that between the first tenth and the half, in the order of finishing.
+
+    A dash where these finished at one moment: in one part.
+    """
     finished = np.sort(pq.read_table(assets, columns=["finished_at"])["finished_at"].to_numpy().astype("datetime64[us]").astype(np.int64))
     tenth, half, last = (finished[min(int(share * len(finished)), len(finished) - 1)] for share in (0.1, 0.5, 1.0))
-    return float((last - half) / 0.5 / ((half - tenth) / 0.4))
+    return f"{(last - half) / 0.5 / ((half - tenth) / 0.4):.2f}" if half > tenth else "-"
 
 
 def _watch(process: subprocess.Popen[str]) -> int:
@@ -109,7 +112,7 @@ def main() -> None:
             row = measure(count, Path(folder))
             rate = count / row.streaming_s
             print(
-                f"{count:>8} {row.wall_s:>8.1f} {row.streaming_s:>12.1f} {rate:>10.1f} {row.late_over_early:>11.2f} {row.driver_mb:>10.0f}",
+                f"{count:>8} {row.wall_s:>8.1f} {row.streaming_s:>12.1f} {rate:>10.1f} {row.late_over_early:>11} {row.driver_mb:>10.0f}",
                 flush=True,
             )
 

@@ -126,6 +126,7 @@ def serve_bare(pipe: Connection, llm: Path, stop: list[int], max_tokens: int, ma
     pipe.send("ready")
     while (embeds := pipe.recv()) is not None:
         pipe.send(bare_run(engine, [torch.from_numpy(embed) for embed in embeds], stop, max_tokens))
+    engine.llm_engine.engine_core.shutdown()  # or the end of this process waits for it for ever
 
 
 @contextmanager
