@@ -32,12 +32,12 @@ $(VENV)/.installed: $(LOCK) pyproject.toml
 	@touch $@
 
 demo: setup  ## caption samples/ with the embedded tiny model
-	$(BIN)/datagen run pipelines/demo.yaml --input samples/manifest.jsonl --output $(OUTPUT)
+	$(BIN)/datagen run pipelines/demo.yaml --input samples/manifest-mixed.jsonl --output $(OUTPUT)
 	$(BIN)/datagen check $(OUTPUT)
 	$(BIN)/datagen stats $(OUTPUT)
 
 demo-video: setup  ## the same for the two clips in samples/
-	$(BIN)/datagen run pipelines/demo-video.yaml --input samples/videos.jsonl --output $(OUTPUT)-video
+	$(BIN)/datagen run pipelines/demo-video.yaml --input samples/manifest-clips.jsonl --output $(OUTPUT)-video
 	$(BIN)/datagen check $(OUTPUT)-video
 	$(BIN)/datagen stats $(OUTPUT)-video
 

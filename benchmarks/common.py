@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import random
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +20,10 @@ from datagen.job import Job, ModelOptions, parse_job
 from datagen.pam.inspection import inspect_checkpoint
 from datagen.pam.tiny import build_random
 from datagen.run import run_job
+from datagen.scenes import random_scene, render
 from datagen.summary import RunSummary
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as in a run, for both sides of a comparison
-sys.path.insert(0, str(Path(__file__).parents[1] / "samples"))
-
-from scenes import BACKGROUNDS, random_scene, render
-
 # SAM 2.1's own hiera_t, the smallest that was released: 39 M parameters.
 HIERA_TINY: dict[str, Any] = {
     "num_maskmem": 7,
@@ -73,8 +69,7 @@ def make_pictures(folder: Path, count: int, regions: int) -> Path:
     rng = random.Random(0)
     rows = []
     for index in range(count):
-        scene = random_scene(480, 360, num_shapes=5, background=BACKGROUNDS[index % len(BACKGROUNDS)], seed=index)
-        pixels = render(scene).pixels
+        pixels = render(random_scene(index)).pixels
         Image.fromarray(pixels).save(folder / f"{index:03}.png")
         height, width = pixels.shape[:2]
         boxes = []

@@ -20,15 +20,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
-import common  # finds samples/
+import common
 import torch
-from clips import Film, Mover, write_film
 from pipeline_efficiency import bare_engine, bare_run
-from scenes import BACKGROUNDS, Scene, random_scene
 
 from datagen.decode import make_video_reader
 from datagen.describe import Completion, Engine, Request
@@ -39,8 +38,7 @@ from datagen.pam.llm import prepare_llm, stop_token_ids
 from datagen.pam.tiny import IMAGE_SIZE, build_random
 from datagen.perceive import make_video_step
 from datagen.records import Asset, Prompt, Sample
-
-WIDTH, HEIGHT, FPS = 320, 240, 8
+from datagen.scenes import encode_video, random_clip, render_clip
 
 
 class Recorder:
@@ -65,22 +63,17 @@ class Recorder:
 
 
 def make_video(path: Path, seed: int, num_objects: int, num_frames: int) -> Asset:
-    """A film of shapes that drift, and a box on the first frame for each."""
-    rng = random.Random(seed)
-    scene = random_scene(WIDTH, HEIGHT, num_objects, BACKGROUNDS[seed % len(BACKGROUNDS)], seed, closeness=0.3)
-    movers = []
-    for shape in scene.shapes:
-        x, y = shape.center
-        movers.append(Mover(shape, ((0, x, y), (num_frames, x + rng.uniform(-40, 40), y + rng.uniform(-40, 40))), {}, {}))
-    film = Film(path.name, Scene(WIDTH, HEIGHT, scene.background, scene.tint, (), seed), tuple(movers), num_frames, FPS)
-    write_film(path, [film.frame(index).pixels for index in range(num_frames)], FPS)
-    return Asset(path.stem, str(path), "video", list(_boxes(rng, num_objects)))
+    """The start of a rendered clip, and boxes on its first frame, anywhere: what they hold is described alike."""
+    frames = [frame.pixels for frame in islice(render_clip(random_clip(seed)), num_frames)]
+    path.write_bytes(encode_video(frames))
+    height, width = frames[0].shape[:2]
+    return Asset(path.stem, str(path), "video", list(_boxes(random.Random(seed), num_objects, width, height)))
 
 
-def _boxes(rng: random.Random, count: int) -> Iterator[Prompt]:
+def _boxes(rng: random.Random, count: int, width: int, height: int) -> Iterator[Prompt]:
     for _ in range(count):
-        x, y = rng.uniform(0, 0.6) * WIDTH, rng.uniform(0, 0.6) * HEIGHT
-        yield Prompt(box=(x, y, x + rng.uniform(0.15, 0.4) * WIDTH, y + rng.uniform(0.15, 0.4) * HEIGHT))
+        x, y = rng.uniform(0, 0.6) * width, rng.uniform(0, 0.6) * height
+        yield Prompt(box=(x, y, x + rng.uniform(0.15, 0.4) * width, y + rng.uniform(0.15, 0.4) * height))
 
 
 def stream_job(checkpoint: Path, segment_frames: int, max_tokens: int, max_num_seqs: int) -> Job:

@@ -20,8 +20,20 @@ axis on which they are further apart. A shape is partly hidden when less than `w
 """
 
 from datagen.scenes.compose import random_scene, scene_seed
-from datagen.scenes.dataset import write_scenes
+from datagen.scenes.dataset import encode_video, write_scenes
 from datagen.scenes.draw import Rendered, Scene, Shape, render
 from datagen.scenes.motion import Clip, random_clip, render_clip
 
-__all__ = ["Clip", "Rendered", "Scene", "Shape", "random_clip", "random_scene", "render", "render_clip", "scene_seed", "write_scenes"]
+__all__ = [
+    "Clip",
+    "Rendered",
+    "Scene",
+    "Shape",
+    "encode_video",
+    "random_clip",
+    "random_scene",
+    "render",
+    "render_clip",
+    "scene_seed",
+    "write_scenes",
+]

@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datagen.assemble import region_row, track_row
-from datagen.job import Job
+from datagen.job import DescribeOptions, Job
 from datagen.masks import decode_mask, encode_mask, mask_box
 from datagen.records import (
     Asset,
@@ -60,8 +60,8 @@ from datagen.write.done import read_parts
 from datagen.write.parts import part_ids
 
 MEDIA = "media"
-MANIFESTS = ("box", "points", "everything")
-"""Kinds of prompt; `manifest-<kind>.jsonl` in the dataset asks for its assets in this way."""
+PROMPTS = ("box", "points", "everything")
+"""Kinds of prompt. `manifest-<kind>.jsonl` asks for all pictures in this way, `manifest-mixed.jsonl` for each in the next one."""
 
 _JPEG_QUALITY = 92
 _PRESENT, _ABSENT = 10.0, -10.0
@@ -84,7 +84,7 @@ def write_scenes(output: str | Path, *, num_images: int, num_clips: int = 0, see
 
     A folder that holds some already gets the others. Raises WriteError when it is not a dataset or cannot be written.
     """
-    folder, job = Path(output), Job(name=f"scenes-{seed}")
+    folder, job = Path(output), Job(name=f"scenes-{seed}", describe=DescribeOptions(languages=("en", "zh")))
     store, record = open_store(str(output)), RunRecord.new(job)
     with store.lease({"run_id": record.run_id, "job": job.name, "input": "scenes"}):
         prepare_output(store, job)
@@ -104,7 +104,9 @@ def write_scenes(output: str | Path, *, num_images: int, num_clips: int = 0, see
             publish_video_assets(store, [video.row for video in videos], job.write)
         _write_manifests(store, seed, num_images, num_clips)
         record.write(store, status="finished")
-        write_card(store, job)
+        write_card(
+            store, job, license_id="apache-2.0", licences=f"Media and texts were rendered by `datagen scenes --seed {seed}`: Apache-2.0."
+        )
     return _count(store, str(output))
 
 
@@ -150,7 +152,7 @@ def _clip_sample(folder: Path, seed: int, number: int) -> Sample:
     clip = random_clip(scene_seed(seed, "clip", number))
     frames = list(render_clip(clip))
     size = (clip.scene.width, clip.scene.height)
-    sample = _sample(folder, seed, "clip", number, ".mp4", _encode([frame.pixels for frame in frames]), size)
+    sample = _sample(folder, seed, "clip", number, ".mp4", encode_video([frame.pixels for frame in frames]), size)
     duration_s = clip.num_frames / FPS
     sample.clip = Clip(0, 0.0, duration_s, clip.num_frames, True, num_video_frames=clip.num_frames, fps=float(FPS), duration_s=duration_s)
     sample.tracks = [_track(sample, clip, index, frames) for index in range(len(clip.actors))]
@@ -221,7 +223,7 @@ def _media_path(kind: str, number: int, suffix: str) -> str:
     return f"{MEDIA}/{kind}-{number:06d}{suffix}"
 
 
-def _encode(frames: Sequence[NDArray[np.uint8]]) -> bytes:
+def encode_video(frames: Sequence[NDArray[np.uint8]]) -> bytes:
     """An MP4 of RGB frames (H, W, 3), even sides, FPS frames per second."""
     data = io.BytesIO()
     with av.open(data, "w", format="mp4") as container:
@@ -235,15 +237,15 @@ def _encode(frames: Sequence[NDArray[np.uint8]]) -> bytes:
 
 
 def _write_manifests(store: Store, seed: int, num_images: int, num_clips: int) -> None:
-    """One manifest of all pictures per kind of prompt, and one of the clips, prompted by box on the first frame."""
+    """Manifests of all pictures, and one of the clips, prompted by box on the first frame."""
     regions = _by_asset(store, "regions", ["asset_id", "region_index", "box_xyxy", "mask"], "region_index") if num_images else {}
-    for kind in MANIFESTS:
+    for name, kinds in {**{kind: (kind,) for kind in PROMPTS}, "mixed": PROMPTS}.items():
         rows = []
-        for number in range(num_images):
+        for number, kind in zip(range(num_images), cycle(kinds), strict=False):
             asset_id = _asset_id(seed, "image", number)
             asked = {} if kind == "everything" else {"prompts": [_prompt(kind, row) for row in regions[asset_id]]}
             rows.append({"asset_id": asset_id, "uri": _media_path("image", number, ".jpg"), **asked})
-        store.write(f"manifest-{kind}.jsonl", _jsonl(rows))
+        store.write(f"manifest-{name}.jsonl", _jsonl(rows))
     tracks = _by_asset(store, "tracks", ["asset_id", "object_index", "prompts"], "object_index") if num_clips else {}
     clips = []
     for number in range(num_clips):

@@ -49,8 +49,7 @@ $sql
 
 ## Licences
 
-The texts were generated with the checkpoint `$checkpoint`; see the licence of its weights.
-The pictures and videos are not part of this dataset; the licence of each, where the input names one, is in `assets.license`.
+$licences
 
 This card is rewritten by every run into this folder.
 """
@@ -81,6 +80,8 @@ masks = masklet(tracks[0])  # all of them, like a (frames, height, width) boolea
     "sql": """SELECT c.uri, track_id, event.start_s, event.end_s, event.text_$language
 FROM (SELECT part_id, track_id, unnest(events) AS event FROM 'tracks/*.parquet') JOIN 'clips/*.parquet' c USING (part_id);""",
 }
+_LICENCES = """The texts were generated with the checkpoint `$checkpoint`; see the licence of its weights.
+The pictures and videos are not part of this dataset; the licence of each, where the input names one, is in `assets.license`."""
 _LOGPROBS = """
 `token_logprobs` has the answers token by token: ids of the model's tokenizer, and at each place the most likely tokens with their
 log-probabilities, flat; `np.reshape(entry["top_ids"], (len(entry["token_ids"]), -1))` has a row per token."""
@@ -91,8 +92,11 @@ from pycocotools import mask as coco_mask
 assets = pd.read_parquet("assets")"""
 
 
-def write_card(store: Store, job: Job) -> None:
-    """Write README.md at the dataset's root from its parts as they are now. Raises WriteError."""
+def write_card(store: Store, job: Job, *, license_id: str = "other", licences: str | None = None) -> None:
+    """Write README.md at the dataset's root from its parts as they are now. Raises WriteError.
+
+    license_id: for the front matter, as Hugging Face names it. licences: Markdown; left out, what holds for a job's output.
+    """
     done = done_assets(store)
     rows = {"regions": count_rows(store, "regions"), "tracks": count_rows(store, "tracks")}
     rows |= {"clips": sum(1 for _ in part_ids(store, "clips")), "assets": len(done)}
@@ -104,7 +108,7 @@ def write_card(store: Store, job: Job) -> None:
     }
     text = {key: [Template(section[key]).substitute(names) for section in sections] for key in _IMAGES}
     card = _BODY.substitute(
-        front_matter=yaml.safe_dump(_front_matter(job, rows), sort_keys=False, allow_unicode=True),
+        front_matter=yaml.safe_dump(_front_matter(job, rows, license_id), sort_keys=False, allow_unicode=True),
         name=job.name,
         intro=" ".join(text["intro"]),
         counts=_counts(done.statuses, rows, done.num_parts + rows["clips"]),
@@ -112,7 +116,7 @@ def write_card(store: Store, job: Job) -> None:
         logprobs=_LOGPROBS if job.describe.logprobs else "",
         python="\n\n".join([_PYTHON_HEAD, *text["python"]]),
         sql="\n".join(text["sql"]),
-        checkpoint=job.model.checkpoint,
+        licences=licences or Template(_LICENCES).substitute(checkpoint=job.model.checkpoint),
     )
     store.write(CARD, card.encode("utf-8", "backslashreplace"))
 
@@ -128,10 +132,10 @@ def count_rows(store: Store, table: str) -> int:
         return sum(readers.map(rows_of, part_ids(store, table)))
 
 
-def _front_matter(job: Job, rows: Mapping[str, int]) -> dict[str, Any]:
+def _front_matter(job: Job, rows: Mapping[str, int], license_id: str) -> dict[str, Any]:
     of_videos = rows["clips"] > 0
     return {
-        "license": "other",
+        "license": license_id,
         "pretty_name": job.name,
         "task_categories": ["image-segmentation", "image-to-text", *(["video-text-to-text"] if of_videos else [])],
         "language": list(job.describe.languages),

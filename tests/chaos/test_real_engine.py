@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.ray, pytest.mark.v
 
 def make_input(folder: Path) -> tuple[Path, set[str]]:
     """A manifest with every sample several times, and the ids in it."""
-    lines = (ROOT / "samples" / "manifest.jsonl").read_text().splitlines()
+    lines = (ROOT / "samples" / "manifest-mixed.jsonl").read_text().splitlines()
     samples = [json.loads(line) for line in lines] * COPIES
     rows = [row | {"uri": str(ROOT / "samples" / row["uri"]), "asset_id": f"{n:04x}"} for n, row in enumerate(samples)]
     manifest = folder / "manifest.jsonl"

@@ -25,7 +25,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def summary(corpus: Path) -> dict:
-    return Run(ROOT / "pipelines" / "demo.yaml", ROOT / "samples" / "manifest.jsonl", corpus).finish(timeout=280)
+    return Run(ROOT / "pipelines" / "demo.yaml", ROOT / "samples" / "manifest-mixed.jsonl", corpus).finish(timeout=280)
 
 
 def test_every_sample_is_in_the_corpus(summary: dict, corpus: Path) -> None:

@@ -22,7 +22,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Captions per segment, so that chains run too; the rest as in the shipped demo."""
     output = tmp_path_factory.mktemp("demo-video") / "corpus"
     options = ("--set", "perceive.track.segment_frames=5", "--set", "describe.max_tokens={event: 8}")
-    summary = Run(ROOT / "pipelines" / "demo-video.yaml", ROOT / "samples" / "videos.jsonl", output, *options).finish(timeout=280)
+    summary = Run(ROOT / "pipelines" / "demo-video.yaml", ROOT / "samples" / "manifest-clips.jsonl", output, *options).finish(timeout=280)
     assert summary["statuses"] == {"ok": 2}
     return output
 
@@ -34,7 +34,7 @@ def test_the_dataset_holds_every_invariant(corpus: Path) -> None:
 
 
 def test_every_prompted_object_has_its_track_and_captions_in_both_languages(corpus: Path) -> None:
-    asked = [json.loads(line) for line in (ROOT / "samples" / "videos.jsonl").read_text().splitlines()]
+    asked = [json.loads(line) for line in (ROOT / "samples" / "manifest-clips.jsonl").read_text().splitlines()]
     num_objects = sum(len({prompt["object_id"] for prompt in row["prompts"]}) for row in asked)
     rows = pq.read_table(corpus / "tracks").to_pylist()
     assert len({row["track_id"] for row in rows}) == num_objects
