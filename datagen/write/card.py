@@ -76,6 +76,7 @@ for event in tracks[0]["events"]:
     print(event["start_s"], event["end_s"], event["text_$language"])
 
 from datagen.masklets import masklet
+
 masks = masklet(tracks[0])  # all of them, like a (frames, height, width) boolean array""",
     "sql": """SELECT c.uri, track_id, event.start_s, event.end_s, event.text_$language
 FROM (SELECT part_id, track_id, unnest(events) AS event FROM 'tracks/*.parquet') JOIN 'clips/*.parquet' c USING (part_id);""",
