@@ -61,12 +61,22 @@ class Failure:
     step: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where an asset's bytes lie in the archive that holds it, and which version of the archive that is true of."""
+
+    offset: int
+    size: int
+    version: str
+
+
 @dataclass(slots=True)
 class Asset:
     """One listed file. `prompts` None means: find everything. `extra` passes through to the `assets` table.
 
     `failure` is set by a source for a row that it cannot use (a manifest row without a URI): the row is kept and reported.
     `retries` counts the earlier runs in which it failed and after which it was tried again, this one included.
+    `span` is known for a member of a listed archive; without it the member is looked up by its name.
     """
 
     asset_id: str
@@ -77,6 +87,7 @@ class Asset:
     extra: dict[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
     retries: int = 0
+    span: Span | None = None
 
 
 def asset_id_of(uri: str, version: str = "") -> str:

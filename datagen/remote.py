@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import posixpath
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
@@ -16,8 +16,9 @@ from datagen import s3
 from datagen.errors import SourceError, StorageError, StorageUnavailableError
 from datagen.job import S3Options
 
-# Scheme -> the package that fsspec needs for it. No others: fsspec would also follow URIs into archives, other hosts and local files.
-_FSSPEC = {"gs": "gcsfs", "hf": "huggingface_hub"}
+# Scheme -> what installs the package that fsspec needs for it. No others: fsspec would also follow URIs into archives, other hosts and
+# local files.
+_FSSPEC = {"gs": 'pip install gcsfs, or "datagen[gcs]"', "hf": "pip install huggingface_hub"}
 SCHEMES = ("s3", *_FSSPEC)
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -76,9 +77,9 @@ def list_files(uri: str, options: S3Options) -> Iterator[RemoteFile]:
         for item in s3.list_objects(options, bucket, f"{prefix}/" if prefix else ""):
             yield RemoteFile(f"s3://{bucket}/{item['Key']}", f"{item['Size']}-{item['ETag']}")
         return
-    fs = _FileSystem(uri, options)
+    fs = FileSystem(uri, options)
     for info in fs.walk(fs.path(uri)):
-        yield RemoteFile(f"{scheme_of(uri)}://{info['name']}", _version(info))
+        yield RemoteFile(f"{scheme_of(uri)}://{info['name']}", fs.version(info))
 
 
 def version_of(uri: str, options: S3Options) -> str:
@@ -91,7 +92,8 @@ def version_of(uri: str, options: S3Options) -> str:
             bucket, key = s3.split_uri(uri)
             found = s3.patiently(options, uri, lambda client: client.head_object(Bucket=bucket, Key=key))
             return f"{found['ContentLength']}-{found['ETag']}"
-        return _version(_FileSystem(uri, options).info(uri))
+        fs = FileSystem(uri, options)
+        return fs.version(fs.info(uri))
     except FileNotFoundError:
         return ""
     except StorageError as error:
@@ -104,7 +106,7 @@ def open_file(uri: str, options: S3Options) -> BinaryIO:
     """The file for reading, at any place."""
     if scheme_of(uri) == "s3":
         return io.BufferedReader(s3.ObjectFile(options, *s3.split_uri(uri)), _READ_AHEAD_BYTES)
-    return _FileSystem(uri, options).open(uri)
+    return FileSystem(uri, options).open(uri)
 
 
 def download(uri: str, target: BinaryIO, options: S3Options, max_bytes: int) -> None:
@@ -115,7 +117,7 @@ def download(uri: str, target: BinaryIO, options: S3Options, max_bytes: int) -> 
     if scheme_of(uri) == "s3":
         _Download(uri, target, options, max_bytes).run()
         return
-    fs = _FileSystem(uri, options)
+    fs = FileSystem(uri, options)
     _refuse_large(uri, int(fs.info(uri).get("size") or 0), max_bytes)
     with fs.open(uri) as source:
         while chunk := fs.patiently(uri, lambda: source.read(_CHUNK_BYTES)):
@@ -134,7 +136,7 @@ def answers(uri: str, options: S3Options) -> bool:
         if scheme_of(uri) == "s3":
             next(s3.list_objects(impatient, s3.split_uri(uri)[0], "", limit=1), None)
         else:
-            _FileSystem(uri, impatient).info(uri)
+            FileSystem(uri, impatient).info(uri)
     except StorageUnavailableError:
         return False
     except (StorageError, FileNotFoundError):
@@ -191,7 +193,7 @@ class _Download:
             raise
 
 
-class _FileSystem:
+class FileSystem:
     """One of fsspec's file systems, with its errors in our words."""
 
     def __init__(self, uri: str, options: S3Options) -> None:
@@ -217,6 +219,17 @@ class _FileSystem:
         file: BinaryIO = self.patiently(uri, lambda: self._fs.open(self.path(uri), "rb"))
         return file
 
+    def read_range(self, uri: str, start: int, size: int) -> bytes:
+        """The bytes from `start` on."""
+        data: bytes = self.patiently(uri, lambda: self._fs.cat_file(self.path(uri), start=start, end=start + size))
+        return data
+
+    @staticmethod
+    def version(info: Mapping[str, Any]) -> str:
+        """What changes when a file does, from what `info` or `walk` said of it."""
+        known = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
+        return f"{info.get('size')}-{known}"
+
     def walk(self, path: str) -> Iterator[dict[str, Any]]:
         """All files below a folder, by name within each."""
         entries = self.patiently(path, lambda: self._fs.ls(path, detail=True))
@@ -237,14 +250,9 @@ class _FileSystem:
         if isinstance(error, FileNotFoundError) or status in (404, "404"):
             return FileNotFoundError(2, "there is no such file", where)
         if isinstance(error, ImportError):
-            return StorageError(f"{self._scheme}:// needs a package: pip install {_FSSPEC[self._scheme]}", code="not_installed")
+            return StorageError(f"{self._scheme}:// needs a package: {_FSSPEC[self._scheme]} ({error})", code="not_installed")
         if isinstance(error, PermissionError) or status in (401, 403, "401", "403"):
             return StorageError(f"{said}. Check which identity is used, and what it may read.", code="access_denied")
         if isinstance(error, (OSError, TimeoutError)) or status:
             return StorageUnavailableError(f"{said}. A rerun resumes.")
         return StorageError(said)
-
-
-def _version(info: dict[str, Any]) -> str:
-    known = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
-    return f"{info.get('size')}-{known}"

@@ -7,7 +7,7 @@ import datetime
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
@@ -74,14 +74,7 @@ class RowReader:
             asset = self._unnamed(number, Failure("manifest_no_uri", f"{where} has no uri: {found}; give the path of a file"))
         else:
             asset = self.located(uri, where)
-        asset.asset_id = _explicit_id(row) or asset.asset_id
-        asset.license = None if row.get("license") is None else str(plain(row["license"]))
-        asset.extra = {str(plain(key)): plain(value) for key, value in row.items() if key not in COLUMNS}
-        if asset.failure is None:
-            try:
-                asset.prompts = _prompts(row, asset.media_type)
-            except ValueError as error:
-                asset.failure = Failure("manifest_bad_prompts", f"{where}: {plain(str(error))}")
+        fill(asset, row, where)
         return asset
 
     def located(self, uri: str, where: str) -> Asset:
@@ -100,6 +93,21 @@ class RowReader:
     def _unnamed(self, number: int, failure: Failure) -> Asset:
         uri = f"{self.manifest if is_remote(self.manifest) else uri_of_path(self.manifest)}#row={number}"
         return Asset(asset_id_of(uri), uri, failure=failure)
+
+
+def fill(asset: Asset, row: Mapping[str, Any], where: str, columns: Sequence[str] = COLUMNS) -> None:
+    """Put into an asset what a row says of it: id, license, prompts, and in `extra` what is none of `columns`.
+
+    Prompts that cannot be used become its failure, `manifest_bad_prompts`. where: the row, for messages.
+    """
+    asset.asset_id = _explicit_id(row) or asset.asset_id
+    asset.license = None if row.get("license") is None else str(plain(row["license"]))
+    asset.extra = {str(plain(key)): plain(value) for key, value in row.items() if key not in columns}
+    if asset.failure is None:
+        try:
+            asset.prompts = _prompts({key: value for key, value in row.items() if key in columns}, asset.media_type)
+        except ValueError as error:
+            asset.failure = Failure("manifest_bad_prompts", f"{where}: {plain(str(error))}")
 
 
 def plain(value: Any) -> Any:
