@@ -247,6 +247,8 @@ class FileSystem:
     def _explain(self, error: Exception, where: str) -> Exception:
         status = getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
         said = f"{where}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        if self._scheme == "hf" and (refusal := _hub_refusal(error, where)):
+            return refusal
         if isinstance(error, FileNotFoundError) or status in (404, "404"):
             return FileNotFoundError(2, "there is no such file", where)
         if isinstance(error, ImportError):
@@ -256,3 +258,16 @@ class FileSystem:
         if isinstance(error, (OSError, TimeoutError)) or status:
             return StorageUnavailableError(f"{said}. A rerun resumes.")
         return StorageError(said)
+
+
+def _hub_refusal(error: Exception, where: str) -> StorageError | None:
+    """The hub's own no to a whole repository, which its file system calls a file that is not there."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    login = "`hf auth login`, or HF_TOKEN in the environment, says who asks"
+    cause = error if isinstance(error, RepositoryNotFoundError) else error.__cause__
+    if isinstance(cause, GatedRepoError):
+        return StorageError(f"{where}: this repository has conditions to accept on its page first; {login}", code="access_denied")
+    if isinstance(cause, RepositoryNotFoundError):
+        return StorageError(f"{where}: there is no such repository on the hub, or it is a private one; {login}", code="missing_bucket")
+    return None

@@ -13,9 +13,9 @@ from datagen.job import S3Options
 from datagen.ranges import open_ranges
 from datagen.records import Span
 from datagen.remote import checked_uri, is_remote
-from datagen.sources.tar import TarReader
 from datagen.sources.uris import Inside, member_path, path_of_uri
 from datagen.tables import TABLE_SUFFIXES, Table, column_of, explained, open_table, parse_cell
+from datagen.tar import TarReader
 
 _INDEXES_KEPT = 4
 

@@ -15,9 +15,9 @@ from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset
 from datagen.remote import SCHEMES, checked_uri, is_remote, list_files, scheme_of
 from datagen.sources.files import is_pattern
-from datagen.sources.tar import COMPRESSED_SUFFIXES
 from datagen.sources.uris import media_type_of
 from datagen.tables import TABLE_SUFFIXES, image_columns, open_table
+from datagen.tar import COMPRESSED_SUFFIXES
 
 MANIFEST_SUFFIXES = (".parquet", ".jsonl", ".csv")
 _ALLOWED = (

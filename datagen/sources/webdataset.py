@@ -21,8 +21,8 @@ from datagen.records import Asset, Failure, Span, asset_id_of
 from datagen.remote import is_remote
 from datagen.sources.files import Files
 from datagen.sources.rows import fill, plain
-from datagen.sources.tar import COMPRESSED_SUFFIXES, Member, TarReader, compressed
 from datagen.sources.uris import inside, inside_uri, media_type_of, member_path, uri_of_path
+from datagen.tar import COMPRESSED_SUFFIXES, Member, TarReader, compressed
 
 _METADATA_SUFFIXES = (".json", ".txt")
 _METADATA_BYTES = 16 << 20
