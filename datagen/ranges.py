@@ -92,7 +92,7 @@ def _of_s3(uri: str, options: S3Options, version: str) -> Ranges:
 def _of(uri: str, options: S3Options) -> Ranges:
     fs = FileSystem(uri, options)
     found: dict[str, Any] = fs.info(uri)
-    return Ranges(uri, int(found.get("size") or 0), fs.version(found), lambda start, size: fs.read_range(uri, start, size))
+    return Ranges(uri, int(found.get("size") or 0), fs.version(found), fs.reader(uri))
 
 
 class Window:

@@ -25,6 +25,9 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
 _CHUNK_BYTES = 4 << 20
 _READ_AHEAD_BYTES = 8 << 20
+_FILE_AHEAD_BYTES = 1 << 20
+# What fsspec's implementations talk to the network with.
+_NETWORK = ("httpx", "httpcore", "aiohttp", "requests", "urllib3")
 _VERSION_KEYS = ("etag", "ETag", "md5Hash", "blob_id", "generation", "mtime", "updated", "LastModified", "created")
 
 
@@ -106,7 +109,7 @@ def open_file(uri: str, options: S3Options) -> BinaryIO:
     """The file for reading, at any place."""
     if scheme_of(uri) == "s3":
         return io.BufferedReader(s3.ObjectFile(options, *s3.split_uri(uri)), _READ_AHEAD_BYTES)
-    return FileSystem(uri, options).open(uri)
+    return io.BufferedReader(_File(uri, options), _FILE_AHEAD_BYTES)
 
 
 def download(uri: str, target: BinaryIO, options: S3Options, max_bytes: int) -> None:
@@ -118,10 +121,11 @@ def download(uri: str, target: BinaryIO, options: S3Options, max_bytes: int) -> 
         _Download(uri, target, options, max_bytes).run()
         return
     fs = FileSystem(uri, options)
-    _refuse_large(uri, int(fs.info(uri).get("size") or 0), max_bytes)
-    with fs.open(uri) as source:
-        while chunk := fs.patiently(uri, lambda: source.read(_CHUNK_BYTES)):
-            target.write(chunk)
+    size = int(fs.info(uri).get("size") or 0)
+    _refuse_large(uri, size, max_bytes)
+    read = fs.reader(uri)
+    for position in range(0, size, _CHUNK_BYTES):
+        target.write(read(position, min(_CHUNK_BYTES, size - position)))
 
 
 def stops_the_job(error: StorageError) -> bool:
@@ -214,15 +218,16 @@ class FileSystem:
         found: dict[str, Any] = self.patiently(uri, lambda: self._fs.info(self.path(uri)))
         return found
 
-    def open(self, uri: str) -> BinaryIO:
-        """The file for reading."""
-        file: BinaryIO = self.patiently(uri, lambda: self._fs.open(self.path(uri), "rb"))
-        return file
+    def reader(self, uri: str) -> Callable[[int, int], bytes]:
+        """(start, size) -> the bytes from `start` on, and not more, of an open file; for one thread."""
+        file = self.patiently(uri, lambda: self._fs.open(self.path(uri), "rb", cache_type="none"))
 
-    def read_range(self, uri: str, start: int, size: int) -> bytes:
-        """The bytes from `start` on."""
-        data: bytes = self.patiently(uri, lambda: self._fs.cat_file(self.path(uri), start=start, end=start + size))
-        return data
+        def read(start: int, size: int) -> bytes:
+            file.seek(start)
+            data: bytes = file.read(size)
+            return data
+
+        return lambda start, size: self.patiently(uri, lambda: read(start, size))
 
     @staticmethod
     def version(info: Mapping[str, Any]) -> str:
@@ -255,9 +260,46 @@ class FileSystem:
             return StorageError(f"{self._scheme}:// needs a package: {_FSSPEC[self._scheme]} ({error})", code="not_installed")
         if isinstance(error, PermissionError) or status in (401, 403, "401", "403"):
             return StorageError(f"{said}. Check which identity is used, and what it may read.", code="access_denied")
-        if isinstance(error, (OSError, TimeoutError)) or status:
+        if isinstance(error, (OSError, TimeoutError)) or status or type(error).__module__.startswith(_NETWORK):
             return StorageUnavailableError(f"{said}. A rerun resumes.")
         return StorageError(said)
+
+
+class _File(io.RawIOBase):
+    """One of their files for random access; every read is as patient as the job says. Raises as FileSystem does."""
+
+    def __init__(self, uri: str, options: S3Options) -> None:
+        super().__init__()
+        fs = FileSystem(uri, options)
+        self._size, self._position, self._read = int(fs.info(uri).get("size") or 0), 0, fs.reader(uri)
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer from the current position; 0 at the end."""
+        view = memoryview(buffer).cast("B")
+        size = min(len(view), max(self._size - self._position, 0))
+        if size:
+            data = self._read(self._position, size)
+            view[: len(data)] = data
+            self._position += len(data)
+            return len(data)
+        return 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position."""
+        self._position = max(0, offset + (0, self._position, self._size)[whence])
+        return self._position
+
+    def tell(self) -> int:
+        """The current position."""
+        return self._position
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
 
 
 def _hub_refusal(error: Exception, where: str) -> StorageError | None:

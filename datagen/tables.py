@@ -98,7 +98,7 @@ def _noted_kinds(notes: bytes) -> dict[str, Any]:
     """Column -> feature type, as `datasets` notes it in a schema; nothing where the notes are of another form."""
     try:
         features = json.loads(notes)["info"]["features"]
-        return {name: feature["_type"] for name, feature in features.items() if "_type" in feature}
+        return {name: feature.get("_type", "a struct") for name, feature in features.items() if isinstance(feature, dict)}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
 

@@ -71,6 +71,8 @@ class TarReader:
         while position < self.ranges.size:
             header = self._header(position)
             if header is None:
+                if found.any:
+                    raise SourceError(f"the extension header before byte {position} belongs to no member", code="archive_damaged")
                 self._check_trailer(position)
                 return
             data_at = position + _BLOCK
@@ -88,7 +90,7 @@ class TarReader:
                 )
             yield member
             found, position = _Extensions(), data_at + _padded(member.size)
-        if position > self.ranges.size:
+        if position > self.ranges.size or found.any:
             raise self._cut(position)
 
     def _header(self, position: int) -> tarfile.TarInfo | None:
@@ -139,11 +141,13 @@ class _Extensions:
     """What extension headers say of the member that follows them."""
 
     def __init__(self) -> None:
+        self.any = False
         self._name: str | None = None
         self._pax: dict[str, str] = {}
 
     def add(self, kind: bytes, data: bytes, position: int) -> None:
         """Take one more header's content."""
+        self.any |= kind != tarfile.XGLTYPE
         if kind == tarfile.GNUTYPE_LONGNAME:
             self._name = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif kind in _PAX:

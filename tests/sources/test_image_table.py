@@ -226,6 +226,8 @@ def hub(monkeypatch):
     served = FakeHub({"me/pets": pets, "me/photos": photos, "me/shards": shards})
     with serving(served) as address:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setenv("HF_TOKEN", "")
         yield served
 

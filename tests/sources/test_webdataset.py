@@ -165,7 +165,7 @@ ENTRIES = [("0.png", picture(1)), ("1.png", picture(2)), ("2.png", picture(3))]
 
 def broken(kind):
     """(an archive of three pictures that is not whole, how many can be read, the code)."""
-    whole = tar_bytes(*ENTRIES)
+    whole = tar_bytes(*ENTRIES, format=tarfile.GNU_FORMAT)
     third_at = 2 * (512 + 512)
     assert whole[third_at:].startswith(b"2.png")
     huge = member("huge.png", size=1 << 40).tobuf()
@@ -183,9 +183,23 @@ def broken(kind):
         case "huge":
             return whole[:third_at] + huge + whole[third_at:], 2, "archive_truncated"
         case "huge name":
-            return whole[:third_at] + member("x", type=tarfile.GNUTYPE_LONGNAME, size=1 << 40).tobuf() + bytes(1024), 2, "archive_damaged"
+            return (
+                whole[:third_at] + member("x", type=tarfile.GNUTYPE_LONGNAME, size=1 << 40).tobuf(tarfile.GNU_FORMAT) + bytes(1024),
+                2,
+                "archive_damaged",
+            )
         case "huge pax header":
-            return whole[:third_at] + member("x", type=tarfile.XHDTYPE, size=1 << 30).tobuf() + bytes(1024), 2, "archive_damaged"
+            return (
+                whole[:third_at] + member("x", type=tarfile.XHDTYPE, size=1 << 30).tobuf(tarfile.GNU_FORMAT) + bytes(1024),
+                2,
+                "archive_damaged",
+            )
+        case "header of nothing":
+            return (
+                whole[:third_at] + member("x", type=tarfile.GNUTYPE_LONGNAME, size=512).tobuf() + b"x" * 512 + bytes(1024),
+                2,
+                "archive_damaged",
+            )
         case "nothing":
             return b"", 0, "archive_truncated"
         case "no tar":
@@ -195,7 +209,20 @@ def broken(kind):
 
 @pytest.mark.parametrize(
     "kind",
-    ["in the data", "in a header", "padding", "damaged", "joined", "huge", "huge name", "huge pax header", "nothing", "no tar", "gzip"],
+    [
+        "in the data",
+        "in a header",
+        "padding",
+        "damaged",
+        "joined",
+        "huge",
+        "huge name",
+        "huge pax header",
+        "header of nothing",
+        "nothing",
+        "no tar",
+        "gzip",
+    ],
 )
 def test_of_a_broken_archive_the_whole_members_are_done_and_the_rest_is_a_row(tmp_path, kind):
     data, num_good, code = broken(kind)
@@ -210,9 +237,9 @@ def test_of_a_broken_archive_the_whole_members_are_done_and_the_rest_is_a_row(tm
 
 def test_a_picture_whose_metadata_are_cut_off_is_not_done_without_them(tmp_path):
     pairs = [[(f"{n}.png", picture(n)), (f"{n}.json", {"prompts": BOX})] for n in range(2)]
-    whole = tar_bytes(*itertools.chain(*pairs))
+    whole = tar_bytes(*itertools.chain(*pairs), format=tarfile.GNU_FORMAT)
     for name, data, good in (
-        ("first", tar_bytes(*pairs[0])[: 3 * 512 + 5], 0),
+        ("first", tar_bytes(*pairs[0], format=tarfile.GNU_FORMAT)[: 3 * 512 + 5], 0),
         ("second", whole[: 6 * 512 + 5], 1),
         ("between", whole[: 6 * 512 + 1], 1),
     ):
@@ -313,7 +340,7 @@ def put(options, bucket, key, data):
 def test_archives_in_a_bucket(options, bucket, tmp_path):
     entries = [entry for n in range(40) for entry in ((f"{n:03d}.png", picture(n)), (f"{n:03d}.json", {"prompts": BOX, "n": n}))]
     put(options, bucket, "shards/0.tar", tar_bytes(*entries))
-    put(options, bucket, "shards/1.tar", tar_bytes(*ENTRIES)[: 2 * 1024 + 100])
+    put(options, bucket, "shards/1.tar", tar_bytes(*ENTRIES, format=tarfile.GNU_FORMAT)[: 2 * 1024 + 100])
     put(options, bucket, "shards/2.tar.gz", gzip.compress(b""))
     place = f"s3://{bucket}/shards"
     _, rows = run(f"{place}/", tmp_path / "corpus", options)
