@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from datagen import s3
 from datagen.errors import StorageError
@@ -13,10 +13,18 @@ from datagen.job import S3Options
 from datagen.remote import FileSystem, is_remote, scheme_of
 
 _CHUNK_BYTES = 8 << 20
-# A remote file is read ahead while what is needed lies close together; a gap larger than this costs more to read than a request.
-_NEAR_BYTES = 1 << 20
-_LEAST_AHEAD, _MOST_AHEAD = 64 << 10, 8 << 20
-_LOCAL_AHEAD = 4 << 10
+
+
+class _Ahead(NamedTuple):
+    """How a file is read ahead, bytes: more and more, up to `most`, while what is needed lies within `near`; else `least`."""
+
+    near: int
+    least: int
+    most: int
+
+
+# A gap of 1 MiB costs about as much to read as a request.
+_REMOTE, _LOCAL = _Ahead(1 << 20, 64 << 10, 8 << 20), _Ahead(64 << 10, 4 << 10, 256 << 10)
 
 
 @dataclass
@@ -100,7 +108,9 @@ class Window:
 
     def __init__(self, ranges: Ranges) -> None:
         self.ranges = ranges
-        self._start, self._held, self._ahead = 0, b"", _LEAST_AHEAD
+        self._start, self._held = 0, b""
+        self._way = _REMOTE if is_remote(ranges.where) else _LOCAL
+        self._ahead = self._way.least
 
     def read(self, start: int, size: int) -> bytes:
         """The bytes from `start` on, fewer at the file's end. Raises as Ranges.at does."""
@@ -111,8 +121,6 @@ class Window:
         return self._held[at : at + size]
 
     def _ahead_from(self, start: int) -> int:
-        if not is_remote(self.ranges.where):
-            return _LOCAL_AHEAD
         gap = start - self._start - len(self._held)
-        self._ahead = min(2 * self._ahead, _MOST_AHEAD) if abs(gap) <= _NEAR_BYTES else _LEAST_AHEAD
+        self._ahead = min(2 * self._ahead, self._way.most) if abs(gap) <= self._way.near else self._way.least
         return self._ahead

@@ -38,6 +38,9 @@ class Table(Protocol):
     def rows(self) -> Iterator[dict[str, Any]]:
         """All rows without what is bytes, in order."""
 
+    def is_path(self, column: str, row: int) -> bool:
+        """Whether a picture is known to have no bytes, so that its path is all there is."""
+
     def cells(self, column: str, first: int) -> tuple[Iterator[pa.Buffer | None], int]:
         """The pictures of a column from row `first` on, and the row before which they end. None: there are no bytes."""
 
@@ -126,6 +129,7 @@ class _ParquetTable:
         self.schema, self.num_rows = self._file.schema_arrow, self._file.metadata.num_rows
         groups = range(self._file.num_row_groups)
         self._ends = list(accumulate(self._file.metadata.row_group(group).num_rows for group in groups))
+        self._path_groups: dict[str, set[int]] = {}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         leaves = (self._file.schema.column(index) for index in range(len(self._file.schema)))
@@ -135,6 +139,18 @@ class _ParquetTable:
             return
         for batch in self._file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=light):
             yield from batch.to_pylist()
+
+    def is_path(self, column: str, row: int) -> bool:
+        if column not in self._path_groups:
+            leaf = next((n for n in range(len(self._file.schema)) if self._file.schema.column(n).path == f"{column}.bytes"), None)
+            groups = range(self._file.num_row_groups) if leaf is not None else ()
+            self._path_groups[column] = {group for group in groups if self._is_null(group, leaf)}
+        return bisect_right(self._ends, row) in self._path_groups[column]
+
+    def _is_null(self, group: int, leaf: int | None) -> bool:
+        found = self._file.metadata.row_group(group)
+        statistics = found.column(leaf).statistics
+        return statistics is not None and bool(statistics.has_null_count) and int(statistics.null_count) == int(found.num_rows)
 
     def cells(self, column: str, first: int) -> tuple[Iterator[pa.Buffer | None], int]:
         group = bisect_right(self._ends, first)
@@ -181,11 +197,19 @@ class _ArrowTable:
                 for index in range(min(_ROWS_AT_ONCE, batch.num_rows - start)):
                     yield {name: column[index] for name, column in values.items()}
 
+    def is_path(self, column: str, row: int) -> bool:
+        array = self._from(column, row)[0]
+        return _is_picture(array.type) and not array.field("bytes")[0].is_valid
+
     def cells(self, column: str, first: int) -> tuple[Iterator[pa.Buffer | None], int]:
+        array, end = self._from(column, first)
+        return (cell.as_buffer() for cell in _bytes_of(array)), end
+
+    def _from(self, column: str, first: int) -> tuple[pa.Array, int]:
+        """What a column has from a row on, in its batch, and the row before which that ends."""
         number = bisect_right(self._ends, first)
         batch = self._batches[number]
-        array = batch.column(column).slice(first - (self._ends[number] - batch.num_rows))
-        return (cell.as_buffer() for cell in _bytes_of(array)), self._ends[number]
+        return batch.column(column).slice(first - (self._ends[number] - batch.num_rows)), self._ends[number]
 
 
 def _bytes_of(array: pa.Array) -> Iterator[Any]:

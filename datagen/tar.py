@@ -96,6 +96,8 @@ class TarReader:
     def _header(self, position: int) -> tarfile.TarInfo | None:
         """The header at a byte, None for the end mark."""
         block = self._window.read(position, _BLOCK)
+        if position == 0 and (packed := next((name for magic, name in _MAGICS.items() if block.startswith(magic)), None)):
+            raise compressed(packed)
         if len(block) < _BLOCK:
             raise self._cut(position)
         if not any(block):
@@ -191,9 +193,6 @@ def _padded(size: int) -> int:
 
 
 def _no_tar(block: bytes, error: Exception) -> SourceError:
-    packed = next((name for magic, name in _MAGICS.items() if block.startswith(magic)), None)
-    if packed:
-        return compressed(packed)
     return SourceError(f"it is no tar archive ({error}); it starts with {block[:16]!r}", code="archive_damaged")
 
 

@@ -7,14 +7,13 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from datagen.errors import SourceError
 from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset, Failure, asset_id_of
 from datagen.remote import is_remote, version_of
 from datagen.sources.files import Files
-from datagen.sources.rows import fill, plain
+from datagen.sources.rows import RowReader, fill, plain
 from datagen.sources.uris import inside, inside_uri, uri_of_path, version_of_path
 from datagen.tables import TABLE_SUFFIXES, cell_name, column_of, explained, open_table
 
@@ -26,6 +25,7 @@ _STATE = "state.json"
 class ImageTableSource:
     """Rows of the tables below a folder or prefix, file by file; a row without a picture fails when it is decoded (`no_image`).
 
+    Where a file holds paths and no bytes, a path is what a manifest's `uri` is, with the same rules.
     `prompts`, `license` and `asset_id` are those of a manifest; all other columns pass through, without their bytes. A file that breaks off
     or lacks the column is a failed asset itself: `table_damaged`, `no_image_column`. A changed file's rows are new with
     `reprocess_changed`.
@@ -74,21 +74,21 @@ class ImageTableSource:
         column_of(table.schema, self.column, file)
         if self._options.reprocess_changed:
             version = version_of(file, self._s3) if is_remote(file) else version_of_path(file)
-        rows = table.rows()
+        rows, paths = table.rows(), RowReader.of(file, self._options, self._s3)
         for number in range(table.num_rows):
             with explained(f"{file}, row {number},"):
                 row = next(rows, None)
             if row is None:
                 raise SourceError(f"{file} announces {table.num_rows} rows and has {number}", code="table_damaged")
-            yield self._asset(inside_uri(uri, cell_name(self.column, number)), version, row)
-
-    def _asset(self, uri: str, version: str, row: dict[str, Any]) -> Asset:
-        asset = Asset(asset_id_of(uri, version), uri)
-        picture = row.pop(self.column, None)
-        fill(asset, row, uri, _COLUMNS)
-        if isinstance(picture, dict) and picture.get("path"):
-            asset.extra.setdefault(f"{self.column}_path", plain(picture["path"]))
-        return asset
+            picture = row.pop(self.column, None)
+            path = picture.get("path") if isinstance(picture, dict) else None
+            cell = inside_uri(uri, cell_name(self.column, number))
+            is_path = path and table.is_path(self.column, number)
+            asset = paths.located(path, cell) if is_path else Asset(asset_id_of(cell, version), cell)
+            fill(asset, row, cell, _COLUMNS)
+            if path:
+                asset.extra.setdefault(f"{self.column}_path", plain(path))
+            yield asset
 
 
 def _is_table(file: str) -> bool:

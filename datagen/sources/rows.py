@@ -17,7 +17,7 @@ from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset, Failure, Prompt, asset_id_of
 from datagen.remote import checked_uri, is_remote, open_file, redacted, version_of
 from datagen.sources.prompts import parse_prompts, parse_shorthand
-from datagen.sources.uris import Roots, media_type_of, path_of_uri, uri_of_path, version_of_path
+from datagen.sources.uris import Roots, inside, media_type_of, path_of_uri, uri_of_path, version_of_path
 
 # Columns with a meaning; every other one passes through to `Asset.extra`.
 COLUMNS = ("uri", "asset_id", "license", "prompts", "box", "points", "labels")
@@ -88,7 +88,9 @@ class RowReader:
         return Asset(asset_id_of(resolved, version), resolved, "video" if media_type_of(resolved) == "video" else "image")
 
     def _version(self, uri: str) -> str:
-        return version_of(uri, self.s3) if is_remote(uri) else version_of_path(path_of_uri(uri))
+        place = inside(uri)
+        file = place.file if place else uri
+        return version_of(file, self.s3) if is_remote(file) else version_of_path(path_of_uri(file))
 
     def _unnamed(self, number: int, failure: Failure) -> Asset:
         uri = f"{self.manifest if is_remote(self.manifest) else uri_of_path(self.manifest)}#row={number}"

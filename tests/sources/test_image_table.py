@@ -147,6 +147,22 @@ def test_bad_rows_and_files_cost_only_themselves(tmp_path):
     assert others == {"b.parquet": "no_image_column", "c.parquet": "table_damaged", "e.parquet#image[0]": None}
 
 
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_paths_without_bytes_are_read_by_the_rules_of_manifests(tmp_path, kind):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(picture(7))
+    paths = pa.table({"image": pa.array([cell(None, "a.png"), cell(None, "gone.png"), cell(None, "/etc/a.png")], IMAGE)})
+    if kind == "parquet":
+        parquet(folder / "a.parquet", paths)
+    else:
+        with pa.OSFile(str(folder / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, paths.schema) as writer:
+            writer.write_table(paths)
+    _, rows = run(folder / f"a.{kind}", tmp_path / "corpus", media_root=str(folder))
+    assert codes(rows) == {"a.png": None, "gone.png": "missing_file", "/etc/a.png": "refused_uri"}
+    assert rows["a.png"]["sha256"] == hashlib.sha256(picture(7)).hexdigest()
+
+
 def test_nothing_that_can_be_read_is_an_error(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 or so")
     with pytest.raises(SourceError, match="cannot be read as a table"):
