@@ -84,7 +84,7 @@ class ImageTableSource:
             path = picture.get("path") if isinstance(picture, dict) else None
             cell = inside_uri(uri, cell_name(self.column, number))
             is_path = path and table.is_path(self.column, number)
-            asset = paths.located(path, cell) if is_path else Asset(asset_id_of(cell, version), cell)
+            asset = paths.located(str(path), cell) if is_path else Asset(asset_id_of(cell, version), cell)
             fill(asset, row, cell, _COLUMNS)
             if path:
                 asset.extra.setdefault(f"{self.column}_path", plain(path))
