@@ -188,7 +188,7 @@ def evaluate(
 
 @app.command()
 def scenes(
-    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="dataset folder; an existing one gets what it lacks")],
+    output: Annotated[str, typer.Argument(metavar="FOLDER", help="dataset: a folder, or s3://...; an existing one gets what it lacks")],
     images: Annotated[int, typer.Option(min=0, help="pictures")] = 100,
     clips: Annotated[int, typer.Option(min=0, help="short videos")] = 0,
     seed: Annotated[int, typer.Option(help="other seeds are other scenes")] = 0,

@@ -64,15 +64,24 @@ class SourceOptions(Options):
     """What is listed. Prompts come from a manifest or COCO file; an asset without prompts is segmented whole."""
 
     input: str | None = Field(
-        None, description="folder, manifest (.parquet, .jsonl, .csv) or COCO .json; a path, or s3://, gs:// or hf:// with what follows"
+        None,
+        description="folder, manifest (.parquet, .jsonl, .csv), COCO .json, tar archives, or a Hugging Face dataset; a path, or s3://, "
+        "gs:// or hf:// with what follows; tars and tables also as a pattern, such as shards/train-*.tar",
     )
-    kind: Literal["auto", "folder", "manifest", "coco"] = Field("auto", description="how `input` is read")
+    kind: Literal["auto", "folder", "manifest", "coco", "webdataset", "dataset"] = Field(
+        "auto",
+        description="how `input` is read; `webdataset`: tars, `dataset`: tables with a column of pictures; auto: by names, and for a "
+        "folder by what its first 1000 files are",
+    )
+    image_column: str | None = Field(
+        None, description="`dataset`: the column of pictures, a struct of bytes and path or plain bytes; left out: the only such struct"
+    )
     media_root: str | None = Field(
         None, description="folder that relative URIs of a manifest or COCO file start from, and that none may leave; left out: beside it"
     )
     allow_local_uris: bool = Field(False, description="let a manifest or COCO file in a bucket name files of this machine")
     media: Literal["image", "video", "any"] = Field(
-        "image", description="what is listed from a folder; the other kind is skipped and counted"
+        "image", description="what is listed from a folder or tars; the other kind is skipped and counted"
     )
     coco_prompt: Literal["box", "mask"] = Field("box", description="which part of a COCO annotation becomes the prompt")
     reprocess_changed: bool = Field(False, description="count a file whose size or time changed as a new asset")

@@ -61,12 +61,21 @@ class Failure:
     step: str | None = None
 
 
+class Span(NamedTuple):
+    """Where an asset's bytes lie in the archive that holds it, and which version of the archive that is true of."""
+
+    offset: int
+    size: int
+    version: str
+
+
 @dataclass(slots=True)
 class Asset:
     """One listed file. `prompts` None means: find everything. `extra` passes through to the `assets` table.
 
     `failure` is set by a source for a row that it cannot use (a manifest row without a URI): the row is kept and reported.
-    `retries` counts the earlier runs in which it failed and after which it was tried again, this one included.
+    `retries` counts the earlier runs in which it failed and after which it was tried again, this one included. `span` is known for a
+    member of a listed archive; without it the member is looked up by its name.
     """
 
     asset_id: str
@@ -77,6 +86,7 @@ class Asset:
     extra: dict[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
     retries: int = 0
+    span: Span | None = None
 
 
 def asset_id_of(uri: str, version: str = "") -> str:
@@ -105,9 +115,8 @@ class VideoInfo:
 
 
 class DecodedFrame(NamedTuple):
-    """One frame as it comes out of a video. frame_index: its number in the whole video, from 0; timestamp_s: when it appears,
-    seconds after the video's first frame. pixels: (S, S, 3) uint8 RGB, resized for the model as an image is.
-    """
+    """One frame as it comes out of a video. frame_index: its number in the whole video, from 0; timestamp_s: when it appears, seconds
+    after the video's first frame. pixels: (S, S, 3) uint8 RGB, resized for the model as an image is."""
 
     frame_index: int
     timestamp_s: float
@@ -233,9 +242,8 @@ class Frame(NamedTuple):
 class TrackFrame:
     """One object in one frame, whose number within the clip becomes that within the video once the clip is done.
 
-    mask and box_xyxy are None where it is not seen: object_score <= 0, or no pixel is left.
-
-    object_score is a logit, predicted_iou in [0, 1]; +10 and 1 where the prompt was a mask, which is then the answer itself.
+    mask and box_xyxy are None where it is not seen: object_score <= 0, or no pixel is left. object_score is a logit, predicted_iou in
+    [0, 1]; +10 and 1 where the prompt was a mask, which is then the answer itself.
     """
 
     object_index: int

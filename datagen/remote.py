@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import posixpath
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
@@ -16,14 +16,18 @@ from datagen import s3
 from datagen.errors import SourceError, StorageError, StorageUnavailableError
 from datagen.job import S3Options
 
-# Scheme -> the package that fsspec needs for it. No others: fsspec would also follow URIs into archives, other hosts and local files.
-_FSSPEC = {"gs": "gcsfs", "hf": "huggingface_hub"}
+# Scheme -> what installs the package that fsspec needs for it. No others: fsspec would also follow URIs into archives, other hosts and
+# local files.
+_FSSPEC = {"gs": 'pip install gcsfs, or "datagen[gcs]"', "hf": "pip install huggingface_hub"}
 SCHEMES = ("s3", *_FSSPEC)
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
 _CHUNK_BYTES = 4 << 20
 _READ_AHEAD_BYTES = 8 << 20
+_FILE_AHEAD_BYTES = 1 << 20
+# What fsspec's implementations talk to the network with.
+_NETWORK = ("httpx", "httpcore", "aiohttp", "requests", "urllib3")
 _VERSION_KEYS = ("etag", "ETag", "md5Hash", "blob_id", "generation", "mtime", "updated", "LastModified", "created")
 
 
@@ -76,9 +80,9 @@ def list_files(uri: str, options: S3Options) -> Iterator[RemoteFile]:
         for item in s3.list_objects(options, bucket, f"{prefix}/" if prefix else ""):
             yield RemoteFile(f"s3://{bucket}/{item['Key']}", f"{item['Size']}-{item['ETag']}")
         return
-    fs = _FileSystem(uri, options)
+    fs = FileSystem(uri, options)
     for info in fs.walk(fs.path(uri)):
-        yield RemoteFile(f"{scheme_of(uri)}://{info['name']}", _version(info))
+        yield RemoteFile(f"{scheme_of(uri)}://{info['name']}", fs.version(info))
 
 
 def version_of(uri: str, options: S3Options) -> str:
@@ -91,7 +95,8 @@ def version_of(uri: str, options: S3Options) -> str:
             bucket, key = s3.split_uri(uri)
             found = s3.patiently(options, uri, lambda client: client.head_object(Bucket=bucket, Key=key))
             return f"{found['ContentLength']}-{found['ETag']}"
-        return _version(_FileSystem(uri, options).info(uri))
+        fs = FileSystem(uri, options)
+        return fs.version(fs.info(uri))
     except FileNotFoundError:
         return ""
     except StorageError as error:
@@ -104,7 +109,7 @@ def open_file(uri: str, options: S3Options) -> BinaryIO:
     """The file for reading, at any place."""
     if scheme_of(uri) == "s3":
         return io.BufferedReader(s3.ObjectFile(options, *s3.split_uri(uri)), _READ_AHEAD_BYTES)
-    return _FileSystem(uri, options).open(uri)
+    return io.BufferedReader(_File(uri, options), _FILE_AHEAD_BYTES)
 
 
 def download(uri: str, target: BinaryIO, options: S3Options, max_bytes: int) -> None:
@@ -115,11 +120,12 @@ def download(uri: str, target: BinaryIO, options: S3Options, max_bytes: int) -> 
     if scheme_of(uri) == "s3":
         _Download(uri, target, options, max_bytes).run()
         return
-    fs = _FileSystem(uri, options)
-    _refuse_large(uri, int(fs.info(uri).get("size") or 0), max_bytes)
-    with fs.open(uri) as source:
-        while chunk := fs.patiently(uri, lambda: source.read(_CHUNK_BYTES)):
-            target.write(chunk)
+    fs = FileSystem(uri, options)
+    size = int(fs.info(uri).get("size") or 0)
+    _refuse_large(uri, size, max_bytes)
+    read = fs.reader(uri)
+    for position in range(0, size, _CHUNK_BYTES):
+        target.write(read(position, min(_CHUNK_BYTES, size - position)))
 
 
 def stops_the_job(error: StorageError) -> bool:
@@ -134,7 +140,7 @@ def answers(uri: str, options: S3Options) -> bool:
         if scheme_of(uri) == "s3":
             next(s3.list_objects(impatient, s3.split_uri(uri)[0], "", limit=1), None)
         else:
-            _FileSystem(uri, impatient).info(uri)
+            FileSystem(uri, impatient).info(uri)
     except StorageUnavailableError:
         return False
     except (StorageError, FileNotFoundError):
@@ -191,7 +197,7 @@ class _Download:
             raise
 
 
-class _FileSystem:
+class FileSystem:
     """One of fsspec's file systems, with its errors in our words."""
 
     def __init__(self, uri: str, options: S3Options) -> None:
@@ -212,10 +218,22 @@ class _FileSystem:
         found: dict[str, Any] = self.patiently(uri, lambda: self._fs.info(self.path(uri)))
         return found
 
-    def open(self, uri: str) -> BinaryIO:
-        """The file for reading."""
-        file: BinaryIO = self.patiently(uri, lambda: self._fs.open(self.path(uri), "rb"))
-        return file
+    def reader(self, uri: str) -> Callable[[int, int], bytes]:
+        """(start, size) -> the bytes from `start` on, and not more, of an open file; for one thread."""
+        file = self.patiently(uri, lambda: self._fs.open(self.path(uri), "rb", cache_type="none"))
+
+        def read(start: int, size: int) -> bytes:
+            file.seek(start)
+            data: bytes = file.read(size)
+            return data
+
+        return lambda start, size: self.patiently(uri, lambda: read(start, size))
+
+    @staticmethod
+    def version(info: Mapping[str, Any]) -> str:
+        """What changes when a file does, from what `info` or `walk` said of it."""
+        known = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
+        return f"{info.get('size')}-{known}"
 
     def walk(self, path: str) -> Iterator[dict[str, Any]]:
         """All files below a folder, by name within each."""
@@ -234,17 +252,64 @@ class _FileSystem:
     def _explain(self, error: Exception, where: str) -> Exception:
         status = getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
         said = f"{where}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        if self._scheme == "hf" and (refusal := _hub_refusal(error, where)):
+            return refusal
         if isinstance(error, FileNotFoundError) or status in (404, "404"):
             return FileNotFoundError(2, "there is no such file", where)
         if isinstance(error, ImportError):
-            return StorageError(f"{self._scheme}:// needs a package: pip install {_FSSPEC[self._scheme]}", code="not_installed")
+            return StorageError(f"{self._scheme}:// needs a package: {_FSSPEC[self._scheme]} ({error})", code="not_installed")
         if isinstance(error, PermissionError) or status in (401, 403, "401", "403"):
             return StorageError(f"{said}. Check which identity is used, and what it may read.", code="access_denied")
-        if isinstance(error, (OSError, TimeoutError)) or status:
+        if isinstance(error, (OSError, TimeoutError)) or status or type(error).__module__.startswith(_NETWORK):
             return StorageUnavailableError(f"{said}. A rerun resumes.")
         return StorageError(said)
 
 
-def _version(info: dict[str, Any]) -> str:
-    known = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
-    return f"{info.get('size')}-{known}"
+class _File(io.RawIOBase):
+    """One of their files for random access; every read is as patient as the job says. Raises as FileSystem does."""
+
+    def __init__(self, uri: str, options: S3Options) -> None:
+        super().__init__()
+        fs = FileSystem(uri, options)
+        self._size, self._position, self._read = int(fs.info(uri).get("size") or 0), 0, fs.reader(uri)
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer from the current position; 0 at the end."""
+        view = memoryview(buffer).cast("B")
+        size = min(len(view), max(self._size - self._position, 0))
+        if size:
+            data = self._read(self._position, size)
+            view[: len(data)] = data
+            self._position += len(data)
+            return len(data)
+        return 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position."""
+        self._position = max(0, offset + (0, self._position, self._size)[whence])
+        return self._position
+
+    def tell(self) -> int:
+        """The current position."""
+        return self._position
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+
+def _hub_refusal(error: Exception, where: str) -> StorageError | None:
+    """The hub's own no to a whole repository, which its file system calls a file that is not there."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    login = "`hf auth login`, or HF_TOKEN in the environment, says who asks"
+    cause = error if isinstance(error, RepositoryNotFoundError) else error.__cause__
+    if isinstance(cause, GatedRepoError):
+        return StorageError(f"{where}: this repository has conditions to accept on its page first; {login}", code="access_denied")
+    if isinstance(cause, RepositoryNotFoundError):
+        return StorageError(f"{where}: there is no such repository on the hub, or it is a private one; {login}", code="missing_bucket")
+    return None

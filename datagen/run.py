@@ -164,7 +164,7 @@ def plan_job(job: Job, see: Callable[[Asset], None] = lambda asset: None, *, clu
 def required(job: Job) -> tuple[str, str]:
     """Input and output. Raises JobError where one is missing."""
     if not job.source.input:
-        raise JobError("no input: give --input FOLDER|MANIFEST|COCO.json, or source.input in the job file")
+        raise JobError("no input: give --input FOLDER|MANIFEST|COCO.json|TAR|DATASET, or source.input in the job file")
     if not job.output:
         raise JobError("no output: give --output FOLDER, or output in the job file")
     return job.source.input, job.output

@@ -1,4 +1,7 @@
-"""Remote media as local files for as long as they are decoded: the decoding child gets a path, and never the network or a credential."""
+"""Media from elsewhere as local files for as long as they are decoded: what lies in a bucket, an archive or a table.
+
+The decoding child gets a path, and never the network or a credential.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from datagen.decode.members import Members, is_table
 from datagen.errors import ClusterError, DecodeError, SourceError, StorageError, StorageUnavailableError
 from datagen.job import S3Options
+from datagen.records import Span
 from datagen.remote import answers, checked_uri, download, is_remote, stops_the_job
-from datagen.sources.uris import path_of_uri
+from datagen.sources.uris import inside, path_of_uri
 
 _PREFIX = "datagen-media-"
 _LOCK = "lock"
@@ -25,7 +30,8 @@ class LocalCopies:
     """Fetches a few files at a time into a folder of its own, which goes with it. What a killed process left there, the next removes.
 
     A file that cannot be had raises DecodeError: `missing_file`, `access_denied`, `missing_bucket`, `wrong_region`, `archived`,
-    `unavailable` (while its place answers otherwise), `too_large` (more than `max_bytes`), `unsupported_uri`, `storage`.
+    `unavailable` (while its place answers otherwise), `too_large` (more than `max_bytes`), `unsupported_uri`, `storage`; what lies in
+    another file also the codes of Members.
     What concerns all files, such as expired credentials or a place that does not answer at all, raises StorageError; a full disk
     raises ClusterError.
     """
@@ -33,21 +39,26 @@ class LocalCopies:
     def __init__(self, s3: S3Options, max_bytes: int, num_threads: int = 1) -> None:
         self._s3, self._max_bytes = s3, max_bytes
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="fetch")
+        # Cells of a table are read in the order of its rows, so by one thread.
+        self._in_order = ThreadPoolExecutor(1, thread_name_prefix="cells")
+        self._members = Members(s3, max_bytes)
         self._folder: _TempFolder | None = None
 
-    def begin(self, uri: str) -> Future[str]:
-        """Start fetching a file, for `copy`."""
-        if not is_remote(uri):
+    def begin(self, uri: str, span: Span | None = None) -> Future[str]:
+        """Start fetching a file, for `copy`. span: where a member of an archive lies, where that is known."""
+        place = inside(uri)
+        if not is_remote(uri) and place is None:
             there: Future[str] = Future()
             there.set_result("")
             return there
         self._folder = self._folder or _TempFolder()
-        return self._pool.submit(self._fetch, uri, self._folder.path / os.urandom(8).hex())
+        pool = self._in_order if place is not None and is_table(place.file) else self._pool
+        return pool.submit(self._fetch, uri, span, self._folder.path / os.urandom(8).hex())
 
     @contextmanager
-    def copy(self, uri: str, fetching: Future[str] | None = None) -> Iterator[str]:
-        """The path of a file while the context lasts. fetching: what `begin` gave, where it was called."""
-        path = (fetching or self.begin(uri)).result()
+    def copy(self, uri: str, fetching: Future[str] | None = None, span: Span | None = None) -> Iterator[str]:
+        """The path of a file while the context lasts. fetching: what `begin` gave, where it was called. span: as for `begin`."""
+        path = (fetching or self.begin(uri, span)).result()
         if not path:
             yield _local_path(uri)
             return
@@ -59,13 +70,18 @@ class LocalCopies:
     def close(self) -> None:
         """Stop fetching and remove what is left."""
         self._pool.shutdown(cancel_futures=True)
+        self._in_order.shutdown(cancel_futures=True)
         if self._folder is not None:
             self._folder.remove()
 
-    def _fetch(self, uri: str, path: Path) -> str:
+    def _fetch(self, uri: str, span: Span | None, path: Path) -> str:
+        place = inside(uri)
         try:
             with path.open("xb") as file:
-                download(checked_uri(uri), file, self._s3, self._max_bytes)
+                if place is None:
+                    download(checked_uri(uri), file, self._s3, self._max_bytes)
+                else:
+                    self._members.copy(place, span, file)
         except BaseException as error:
             path.unlink(missing_ok=True)
             raise self._explained(error, uri, path) from error
@@ -77,7 +93,7 @@ class LocalCopies:
                 return DecodeError(f"there is no file {uri!r}", code="missing_file")
             case SourceError():
                 return DecodeError(error.message, code=error.code)
-            case StorageUnavailableError() if not answers(uri, self._s3):
+            case StorageUnavailableError() if not answers(place.file if (place := inside(uri)) else uri, self._s3):
                 return error
             case StorageError() if not stops_the_job(error):
                 return DecodeError(error.message, code=error.code)

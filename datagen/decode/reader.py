@@ -17,7 +17,7 @@ from datagen.decode.copies import LocalCopies
 from datagen.decode.process import Child, ChildOwner
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions, S3Options
-from datagen.records import ClipSpan, DecodedFrame, SpanPlan, VideoInfo
+from datagen.records import ClipSpan, DecodedFrame, Span, SpanPlan, VideoInfo
 
 Answer = tuple[dict[str, Any], np.ndarray | None]
 
@@ -52,10 +52,13 @@ class VideoReader(ChildOwner):
             outcome.error = error
         return outcome
 
-    def open_video(self, uri: str) -> OpenVideo:
-        """A video to be read clip by clip, until the next one is opened; one in a bucket is fetched. Raises as LocalCopies does, too."""
+    def open_video(self, uri: str, span: Span | None = None) -> OpenVideo:
+        """A video to be read clip by clip, until the next one is opened; one in a bucket or archive is fetched.
+
+        span: as in Asset. Raises as LocalCopies does, too.
+        """
         self._copy.close()
-        path = self._copy.enter_context(self._copies.copy(uri))
+        path = self._copy.enter_context(self._copies.copy(uri, span=span))
         outcome = self.probe(path, uri)
         if outcome.info is None:
             raise outcome.error or DecodeError("the video says nothing about itself", code="corrupt")

@@ -34,7 +34,7 @@ class DecodeStep:
 
         Raises ClusterError, and StorageError for what concerns all files of a bucket.
         """
-        fetching = {sample.index: self._copies.begin(sample.asset.uri) for sample in samples if _is_readable(sample)}
+        fetching = {sample.index: self._copies.begin(sample.asset.uri, sample.asset.span) for sample in samples if _is_readable(sample)}
         for sample in samples:
             if sample.index in fetching:
                 self._decode(sample, fetching[sample.index])

@@ -11,6 +11,7 @@ from typing import Any
 from datagen.errors import SourceError
 from datagen.masks import rle_from_coco
 from datagen.records import LANGUAGES, RLE, TASKS
+from datagen.sources.uris import file_name
 from datagen.write import open_dataset
 from datagen.write.done import read_parts
 from datagen.write.layout import check_marker
@@ -57,7 +58,7 @@ class Gold:
         if not self.is_coco:
             return str(asset["asset_id"])
         listed = json.loads(asset["extra"] or "{}").get("coco_image_id")
-        name = PurePosixPath(asset["uri"]).name
+        name = file_name(asset["uri"])
         return f"id:{listed}" if listed is not None and f"id:{listed}" in self.images else f"name:{name}"
 
 

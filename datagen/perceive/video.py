@@ -13,7 +13,20 @@ from typing import Any, Protocol
 from datagen.errors import ClusterError, DatagenError, DecodeError, JobError, MemoryShortError, ModelLoadError, PromptError, StorageError
 from datagen.perceive.clips import ClipFindings, ClipObject, ClipPerceiver, ClipScene
 from datagen.perceive.prompts import check_prompt, merge_prompts
-from datagen.records import Asset, Clip, ClipSpan, DecodedFrame, Handover, Prompt, ResumePoint, Sample, SpanPlan, VideoInfo, track_id_of
+from datagen.records import (
+    Asset,
+    Clip,
+    ClipSpan,
+    DecodedFrame,
+    Handover,
+    Prompt,
+    ResumePoint,
+    Sample,
+    Span,
+    SpanPlan,
+    VideoInfo,
+    track_id_of,
+)
 
 _STOPS = (JobError, ModelLoadError, ClusterError, StorageError)
 
@@ -57,8 +70,8 @@ class Reader(Protocol):
     def start(self) -> None:
         """Start the decoding process. Raises ClusterError."""
 
-    def open_video(self, uri: str) -> OpenVideo:
-        """Raises DecodeError when it is no video that can be read."""
+    def open_video(self, uri: str, span: Span | None = None) -> OpenVideo:
+        """Raises DecodeError when it is no video that can be read. span: as in Asset."""
 
     def close(self) -> None:
         """End the decoding process."""
@@ -91,7 +104,7 @@ class VideoPerceiveStep:
             yield failed_clip(sample, at, sample.asset.failure.code, sample.asset.failure.message)
             return
         try:
-            video = self._reader.open_video(sample.asset.uri)
+            video = self._reader.open_video(sample.asset.uri, sample.asset.span)
             ids = _TrackIds(sample.asset.asset_id, resume.next_track)
             asked = _by_object(sample.asset, video.info, ids)
         except _STOPS:

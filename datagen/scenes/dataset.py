@@ -80,25 +80,25 @@ class Written:
 
 
 def write_scenes(output: str | Path, *, num_images: int, num_clips: int = 0, seed: int = 0) -> Written:
-    """Write the first pictures and clips of the data set `seed` into the folder `output`, as a datagen dataset with manifests.
+    """Write the first pictures and clips of the data set `seed` into `output`, as a datagen dataset with manifests.
 
-    A folder that holds some already gets the others. Raises WriteError when it is not a dataset or cannot be written.
+    output: a folder, or s3://bucket/prefix; one that holds some already gets the others. Raises WriteError when it is not a dataset or
+    cannot be written, StorageError when a bucket refuses.
     """
-    folder, job = Path(output), Job(name=f"scenes-{seed}", describe=DescribeOptions(languages=("en", "zh")))
+    job = Job(name=f"scenes-{seed}", describe=DescribeOptions(languages=("en", "zh")))
     store, record = open_store(str(output)), RunRecord.new(job)
     with store.lease({"run_id": record.run_id, "job": job.name, "input": "scenes"}):
         prepare_output(store, job)
         sweep(store)
-        (folder / MEDIA).mkdir(exist_ok=True)
         record.model = {"checkpoint": "scenes", "seed": seed, "license": "Apache-2.0"}
         record.write(store, status="running")
         done = done_assets(store)
         images = [number for number in range(num_images) if _asset_id(seed, "image", number) not in done]
-        _publish_images(store, record.run_id, job, (_image_sample(folder, seed, number) for number in images))
+        _publish_images(store, record.run_id, job, (_image_sample(store, seed, number) for number in images))
         progress = VideoProgress(store, done)
         for number in range(num_clips):
             if _asset_id(seed, "clip", number) not in done:
-                _publish_clip(store, record.run_id, job, progress, _clip_sample(folder, seed, number))
+                _publish_clip(store, record.run_id, job, progress, _clip_sample(store, seed, number))
         videos = progress.finished()
         if videos:
             publish_video_assets(store, [video.row for video in videos], job.write)
@@ -130,14 +130,14 @@ def _asset_id(seed: int, kind: str, number: int) -> str:
     return asset_id_of(f"scenes/{seed}/{kind}/{number}")
 
 
-def _image_sample(folder: Path, seed: int, number: int) -> Sample:
+def _image_sample(store: Store, seed: int, number: int) -> Sample:
     """Draw a picture, write its file, and tell what is true of it."""
     number_seed = scene_seed(seed, "image", number)
     scene = random_scene(number_seed)
     rendered = render(scene)
     data = io.BytesIO()
     Image.fromarray(rendered.pixels).save(data, "JPEG", quality=_JPEG_QUALITY)
-    sample = _sample(folder, seed, "image", number, ".jpg", data.getvalue(), (scene.width, scene.height))
+    sample = _sample(store, seed, "image", number, ".jpg", data.getvalue(), (scene.width, scene.height))
     for index, shape in enumerate(scene.shapes):
         texts = texts_of(scene, rendered, index)
         texts["definition"] = {
@@ -148,11 +148,11 @@ def _image_sample(folder: Path, seed: int, number: int) -> Sample:
     return sample
 
 
-def _clip_sample(folder: Path, seed: int, number: int) -> Sample:
+def _clip_sample(store: Store, seed: int, number: int) -> Sample:
     clip = random_clip(scene_seed(seed, "clip", number))
     frames = list(render_clip(clip))
     size = (clip.scene.width, clip.scene.height)
-    sample = _sample(folder, seed, "clip", number, ".mp4", encode_video([frame.pixels for frame in frames]), size)
+    sample = _sample(store, seed, "clip", number, ".mp4", encode_video([frame.pixels for frame in frames]), size)
     duration_s = clip.num_frames / FPS
     sample.clip = Clip(0, 0.0, duration_s, clip.num_frames, True, num_video_frames=clip.num_frames, fps=float(FPS), duration_s=duration_s)
     sample.tracks = [_track(sample, clip, index, frames) for index in range(len(clip.actors))]
@@ -160,9 +160,9 @@ def _clip_sample(folder: Path, seed: int, number: int) -> Sample:
     return sample
 
 
-def _sample(folder: Path, seed: int, kind: str, number: int, suffix: str, data: bytes, size: tuple[int, int]) -> Sample:
+def _sample(store: Store, seed: int, kind: str, number: int, suffix: str, data: bytes, size: tuple[int, int]) -> Sample:
     path = _media_path(kind, number, suffix)
-    (folder / path).write_bytes(data)
+    store.write(path, data)
     media_type: Any = "image" if kind == "image" else "video"
     extra = {"scene_seed": str(scene_seed(seed, kind, number)), "seed": seed, "number": number}
     asset = Asset(_asset_id(seed, kind, number), path, media_type, license="Apache-2.0", extra=extra)

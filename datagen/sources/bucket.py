@@ -8,9 +8,9 @@ from typing import Literal
 
 from datagen.errors import SourceError
 from datagen.job import S3Options
-from datagen.records import Asset, asset_id_of
+from datagen.records import Asset, Failure, asset_id_of
 from datagen.remote import list_files
-from datagen.sources.uris import media_type_of
+from datagen.sources.uris import inside, media_type_of
 
 
 class BucketSource:
@@ -44,4 +44,7 @@ class BucketSource:
             if media_type == "other" or self.media not in (media_type, "any"):
                 self.skipped["other file" if media_type == "other" else media_type] += 1
                 continue
-            yield Asset(asset_id_of(file.uri, file.version if self.reprocess_changed else ""), file.uri, media_type)
+            asset = Asset(asset_id_of(file.uri, file.version if self.reprocess_changed else ""), file.uri, media_type)
+            if inside(file.uri):
+                asset.failure = Failure("unsupported_uri", f"{file.uri}: its name reads as that of a member of an archive; rename it")
+            yield asset

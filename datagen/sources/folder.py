@@ -34,7 +34,7 @@ class FolderSource:
     def __iter__(self) -> Iterator[Asset]:
         """Stream the assets. Raises SourceError when the folder itself cannot be listed; sub-folders are counted and skipped."""
         self.skipped.clear()
-        for path in self._files():
+        for path in self.files():
             media_type = media_type_of(path)
             if media_type == "other" or self.media not in (media_type, "any"):
                 self.skipped["other file" if media_type == "other" else media_type] += 1
@@ -42,7 +42,8 @@ class FolderSource:
             uri = uri_of_path(path)
             yield Asset(asset_id_of(uri, version_of_path(path) if self.reprocess_changed else ""), uri, media_type)
 
-    def _files(self) -> Iterator[str]:
+    def files(self) -> Iterator[str]:
+        """The paths of all files, also of other kinds."""
         root = os.path.realpath(self.folder)
         listed_outside: set[str] = set()
         pending = self._entries(self.folder)

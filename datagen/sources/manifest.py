@@ -75,6 +75,8 @@ def _check_columns(path: str, rows: Iterable[tuple[int, Row]]) -> None:
         return
     nearest = difflib.get_close_matches("uri", columns, n=1)
     hint = f"rename `{nearest[0]}` to `uri`" if nearest else "name the column with the files' paths `uri`"
+    if path.lower().endswith(".parquet"):
+        hint += "; or name a column that holds the pictures themselves, as bytes, in source.image_column"
     raise SourceError(
         f"{path} has no column `uri`; found: {', '.join(columns)}; known: {', '.join(COLUMNS)}, any other passes through. {hint}"
     )

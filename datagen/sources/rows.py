@@ -7,7 +7,7 @@ import datetime
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
@@ -17,7 +17,7 @@ from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset, Failure, Prompt, asset_id_of
 from datagen.remote import checked_uri, is_remote, open_file, redacted, version_of
 from datagen.sources.prompts import parse_prompts, parse_shorthand
-from datagen.sources.uris import Roots, media_type_of, path_of_uri, uri_of_path, version_of_path
+from datagen.sources.uris import Roots, inside, media_type_of, path_of_uri, uri_of_path, version_of_path
 
 # Columns with a meaning; every other one passes through to `Asset.extra`.
 COLUMNS = ("uri", "asset_id", "license", "prompts", "box", "points", "labels")
@@ -74,14 +74,7 @@ class RowReader:
             asset = self._unnamed(number, Failure("manifest_no_uri", f"{where} has no uri: {found}; give the path of a file"))
         else:
             asset = self.located(uri, where)
-        asset.asset_id = _explicit_id(row) or asset.asset_id
-        asset.license = None if row.get("license") is None else str(plain(row["license"]))
-        asset.extra = {str(plain(key)): plain(value) for key, value in row.items() if key not in COLUMNS}
-        if asset.failure is None:
-            try:
-                asset.prompts = _prompts(row, asset.media_type)
-            except ValueError as error:
-                asset.failure = Failure("manifest_bad_prompts", f"{where}: {plain(str(error))}")
+        fill(asset, row, where)
         return asset
 
     def located(self, uri: str, where: str) -> Asset:
@@ -95,11 +88,28 @@ class RowReader:
         return Asset(asset_id_of(resolved, version), resolved, "video" if media_type_of(resolved) == "video" else "image")
 
     def _version(self, uri: str) -> str:
-        return version_of(uri, self.s3) if is_remote(uri) else version_of_path(path_of_uri(uri))
+        place = inside(uri)
+        file = place.file if place else uri
+        return version_of(file, self.s3) if is_remote(file) else version_of_path(path_of_uri(file))
 
     def _unnamed(self, number: int, failure: Failure) -> Asset:
         uri = f"{self.manifest if is_remote(self.manifest) else uri_of_path(self.manifest)}#row={number}"
         return Asset(asset_id_of(uri), uri, failure=failure)
+
+
+def fill(asset: Asset, row: Mapping[str, Any], where: str, columns: Sequence[str] = COLUMNS) -> None:
+    """Put into an asset what a row says of it: id, license, prompts, and in `extra` what is none of `columns`.
+
+    Prompts that cannot be used become its failure, `manifest_bad_prompts`. where: the row, for messages.
+    """
+    asset.asset_id = _explicit_id(row) or asset.asset_id
+    asset.license = None if row.get("license") is None else str(plain(row["license"]))
+    asset.extra = {str(plain(key)): plain(value) for key, value in row.items() if key not in columns}
+    if asset.failure is None:
+        try:
+            asset.prompts = _prompts({key: value for key, value in row.items() if key in columns}, asset.media_type)
+        except ValueError as error:
+            asset.failure = Failure("manifest_bad_prompts", f"{where}: {plain(str(error))}")
 
 
 def plain(value: Any) -> Any:

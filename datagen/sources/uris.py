@@ -3,6 +3,11 @@
 A local file's URI is its absolute, normalised path; symbolic links are kept as written. A name that is not valid UTF-8 becomes a
 `file://` URI with its bytes percent-encoded, because a table column holds text. The asset id is made from this URI, so moving
 a data set elsewhere makes new assets; a manifest with an `asset_id` column keeps its ids. A remote file's URI is kept as written.
+
+What lies inside a file has that file's URI, `#`, and its place there: `shards/00000.tar#cats/000123.jpg` is a member of a tar,
+`data/train-00000.parquet#image[17]` the cell of column `image` in row 17, counted from 0. The first `.tar#`, `.parquet#` or `.arrow#` is
+where it is split. In a member's name `%` is written `%25`, a byte that is not UTF-8 `%FF`, and `./` is left out. A local file whose own
+path holds such a mark is written as a `file://` URI, with `%23` for the `#`.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import os
 import posixpath
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from datagen.errors import SourceError
@@ -21,6 +26,40 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+_INSIDE = re.compile(r"^(.+?\.(?:tar|parquet|arrow))#(.+)$", re.IGNORECASE | re.DOTALL)
+
+
+class Inside(NamedTuple):
+    """What a URI names inside a file. file: path or URI of the file. name: the member or cell, its escapes resolved."""
+
+    file: str
+    name: str
+
+
+def inside(uri: str) -> Inside | None:
+    """The two parts of a URI that leads into a file, else None."""
+    match = _INSIDE.match(uri)
+    return Inside(match[1], unquote_to_bytes(match[2]).decode("utf-8", "surrogateescape")) if match else None
+
+
+def inside_uri(file: str, name: str) -> str:
+    """The URI of a member or cell. file: the URI of the file that holds it."""
+    text = name.replace("%", "%25")
+    return f"{file}#" + "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in text)
+
+
+def member_path(name: str) -> str:
+    """A member's name as it stands in URIs, without `./`. Raises SourceError (`unsupported_uri`) for one that leads out of its archive."""
+    path = posixpath.normpath(name)
+    if name.startswith("/") or path == "." or ".." in name.split("/") or "\0" in name:
+        raise SourceError(f"the member name {name!r} is absolute, or leads out of its archive", code="unsupported_uri")
+    return path
+
+
+def file_name(uri: str) -> str:
+    """The last part of a path or URI; of a member, its own."""
+    place = inside(uri)
+    return posixpath.basename(place.name if place else uri)
 
 
 def media_type_of(uri: str) -> Literal["image", "video", "other"]:
@@ -37,8 +76,11 @@ def uri_of_path(path: str) -> str:
     try:
         absolute.encode()
     except UnicodeEncodeError:
-        return "file://" + quote_from_bytes(os.fsencode(absolute))
-    return absolute
+        pass
+    else:
+        if not _INSIDE.match(absolute):
+            return absolute
+    return "file://" + quote_from_bytes(os.fsencode(absolute))
 
 
 def path_of_uri(uri: str, root: str = "") -> str:
@@ -80,6 +122,10 @@ class Roots:
 
     def resolve(self, uri: str) -> str:
         """The URI as it is stored. Raises SourceError: `unsupported_uri`, or `refused_uri` for one that the job does not allow."""
+        place = inside(uri)
+        return self._of_file(uri) if place is None else inside_uri(self._of_file(place.file), member_path(place.name))
+
+    def _of_file(self, uri: str) -> str:
         if is_remote(uri):
             place = resolved = checked_uri(uri)
         elif is_remote(self.root) and not _SCHEME.match(uri) and not uri.startswith("/"):

@@ -22,11 +22,14 @@ SHARED = (
     "metrics",
     "pam",
     "processes",
+    "ranges",
     "records",
     "redaction",
     "remote",
     "s3",
     "share",
+    "tables",
+    "tar",
 )
 # A step that reads what another one defines, each with its reason.
 ALLOWED = {("decode", "sources.uris")}  # both turn a URI into a local path, in the same way

@@ -1,6 +1,7 @@
 """Scenes as a dataset: read through the doors that users have."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,10 @@ from typer.testing import CliRunner
 
 from datagen.check import check_dataset
 from datagen.cli import app
+from datagen.decode.copies import LocalCopies
 from datagen.decode.video import probe_video
 from datagen.evaluate import evaluate
-from datagen.job import SourceOptions
+from datagen.job import S3Options, SourceOptions
 from datagen.scenes import random_scene, render, scene_seed, write_scenes
 from datagen.sources import open_source
 
@@ -124,3 +126,21 @@ def test_data_sets_of_other_seeds_have_no_scene_in_common():
     assert len(train) == 10_000
     assert not train & held_out
     assert not clips & held_out
+
+
+def test_scenes_go_where_they_are_told_also_into_a_bucket(output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["scenes", output, "--images", "2", "--clips", "1", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["output"] == output
+    assert check_dataset(output).ok
+    copies = LocalCopies(S3Options(), 1 << 20)
+    for name, num_assets in (("box", 2), ("clips", 1)):
+        assets = list(open_source(SourceOptions(input=f"{output}/manifest-{name}.jsonl")))
+        assert len(assets) == num_assets
+        for asset in assets:
+            assert asset.uri.startswith(f"{output}/media/")
+            with copies.copy(asset.uri) as path:
+                assert os.path.getsize(path) > 500
+    copies.close()
+    assert not (tmp_path / "s3:").exists()

@@ -1,0 +1,250 @@
+"""Tar archives, with or without WebDataset's grouping: every image or video member is an asset, read where it lies.
+
+Members whose names are equal up to the first dot behind the last slash (the key) belong together and follow one another, as WebDataset has
+it: `000123.jpg`, `000123.json`, `000123.txt`. The `.json` is a manifest row without a `uri`, other JSON and `.txt` members are columns
+named by their extension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from datagen.errors import SourceError, StorageError
+from datagen.job import S3Options, SourceOptions
+from datagen.ranges import open_ranges
+from datagen.records import Asset, Failure, Span, asset_id_of
+from datagen.remote import is_remote
+from datagen.sources.files import Files
+from datagen.sources.rows import fill, plain
+from datagen.sources.uris import inside, inside_uri, media_type_of, member_path, uri_of_path
+from datagen.tar import COMPRESSED_SUFFIXES, Member, TarReader, compressed
+
+_METADATA_SUFFIXES = (".json", ".txt")
+_METADATA_BYTES = 16 << 20
+# What only one picture can have.
+_OF_ONE = ("asset_id", "prompts", "box", "points", "labels")
+
+
+class TarSource:
+    """The media members of tar archives, archive by archive, in the order of their headers.
+
+    What is wrong with a member is its failure: `archive_bad_member` (a link, a device, a name that leads out, a second member of a name),
+    `archive_not_grouped` (its metadata stand elsewhere), `manifest_bad_row`, `manifest_bad_prompts`. An archive that breaks off or is none
+    is a failed asset itself, with the codes of TarReader; what could be read of it is listed.
+    """
+
+    def __init__(self, place: str, options: SourceOptions, s3: S3Options) -> None:
+        self.skipped: Counter[str] = Counter()
+        self._files = Files(place, s3, (".tar", *COMPRESSED_SUFFIXES))
+        self._options, self._s3 = options, s3
+        if self._files.is_one and place.lower().endswith(COMPRESSED_SUFFIXES):
+            raise SourceError(f"{place}: {compressed('by its name').message}")
+
+    def describe(self) -> str:
+        """One line for a person."""
+        kinds = "images and videos" if self._options.media == "any" else f"{self._options.media}s"
+        return f"{kinds} in {'the tar archive' if self._files.is_one else 'tar archives of'} {self._files.place}"
+
+    def __iter__(self) -> Iterator[Asset]:
+        """Stream the assets. Raises SourceError when a folder cannot be listed, StorageError when a bucket refuses."""
+        self.skipped.clear()
+        for file in self._files:
+            if file.lower().endswith(".tar"):
+                yield from self._archive(file)
+            elif file.lower().endswith(COMPRESSED_SUFFIXES):
+                yield self._failed_archive(file, compressed("by its name"))
+            else:
+                self.skipped["other file"] += 1
+        self.skipped.update(self._files.skipped)
+
+    def _archive(self, file: str) -> Iterator[Asset]:
+        uri = file if is_remote(file) else uri_of_path(file)
+        archive = None
+        try:
+            if inside(uri):
+                raise SourceError("its name reads as that of a member of an archive; rename it", code="unsupported_uri")
+            archive = _Archive(uri, TarReader(open_ranges(file, self._s3)), self._options, self.skipped)
+            yield from archive.assets()
+        except SourceError as error:
+            if archive:
+                yield from archive.rest()
+            yield self._failed_archive(file, error)
+        except FileNotFoundError:
+            yield self._failed_archive(file, SourceError("there is no such file", code="missing_file"))
+        except OSError as error:
+            yield self._failed_archive(file, SourceError(f"it cannot be read: {error.strerror or error}", code="unreadable"))
+        except StorageError as error:
+            if error.code != "precondition":
+                raise
+            yield self._failed_archive(file, SourceError(error.message, code="archive_damaged"))
+
+    def _failed_archive(self, file: str, error: SourceError) -> Asset:
+        uri = file if is_remote(file) else uri_of_path(file)
+        return Asset(asset_id_of(uri), uri, failure=Failure(error.code, f"{uri}: {plain(error.message)}"))
+
+
+@dataclass
+class _Group:
+    """Members of one key. row: what their metadata say, None where they say nothing. failure: what is wrong with it."""
+
+    key: bytes = b""
+    media: list[Asset] = field(default_factory=list)
+    row: dict[str, Any] | None = None
+    failure: Failure | None = None
+
+
+class _Archive:
+    """One archive on its way: the group at hand, and of the groups before only hashes of their names."""
+
+    def __init__(self, uri: str, reader: TarReader, options: SourceOptions, skipped: Counter[str]) -> None:
+        self._uri, self._reader, self._options, self._skipped = uri, reader, options, skipped
+        self._group = _Group()
+        self._names: set[bytes] = set()
+        self._keys_with_media: set[bytes] = set()
+        self._keys_with_metadata: set[bytes] = set()
+
+    def assets(self) -> Iterator[Asset]:
+        """All but those of `rest`. Raises as TarReader does."""
+        for member in self._reader:
+            if member.kind == "folder":
+                continue
+            is_metadata = member.name.lower().endswith(_METADATA_SUFFIXES)
+            if media_type_of(member.name) == "other" and not is_metadata:
+                self._skipped["other file"] += 1
+                continue
+            key = _hash(_key(member.name))
+            if key != self._group.key:
+                yield from self._finished()
+                self._group = _Group(key)
+            failed = self._add_metadata(member, key) if is_metadata else self._add_media(member, key)
+            if failed:
+                yield failed
+        yield from self._finished()
+        if not self._reader.has_end_mark:
+            self._skipped["end mark of an archive that may be cut"] += 1
+
+    def rest(self) -> Iterator[Asset]:
+        """The group at hand where the archive breaks off. Where its pictures have metadata, those of the last may be lost."""
+        cut = self._reader.cut
+        is_metadata_cut = cut is not None and cut.name.lower().endswith(_METADATA_SUFFIXES) and _hash(_key(cut.name)) == self._group.key
+        if is_metadata_cut or (self._keys_with_metadata and not self._group.row):
+            message = f"{self._uri} breaks off behind it, so that its metadata may be missing"
+            self._group.failure = self._group.failure or Failure("archive_truncated", message)
+        yield from self._finished()
+
+    def _add_media(self, member: Member, key: bytes) -> Asset | None:
+        """Put it into the group; given back where it is no use."""
+        media_type = "video" if media_type_of(member.name) == "video" else "image"
+        if self._options.media not in (media_type, "any"):
+            self._skipped[media_type] += 1
+            return None
+        asset = self._asset(member)
+        asset.media_type = "video" if media_type == "video" else "image"
+        if asset.failure is None and key in self._keys_with_metadata:
+            message = f"{asset.uri}: other members stand between it and its metadata, which were read before; sort the archive by name"
+            asset.failure = Failure("archive_not_grouped", message)
+        if asset.failure:
+            return asset
+        self._group.media.append(asset)
+        return None
+
+    def _add_metadata(self, member: Member, key: bytes) -> Asset | None:
+        """Put what it says into the group; an asset that tells the failure, where its picture was listed before."""
+        asset = self._asset(member)
+        if key in self._keys_with_media:
+            message = f"{asset.uri}: the picture that it belongs to was listed before, without it; sort the archive by name"
+            asset.failure = Failure("archive_not_grouped", message)
+            return asset
+        if asset.failure is None:
+            try:
+                row = self._group.row or {}
+                self._group.row = row | self._columns(member)
+            except ValueError as error:
+                asset.failure = Failure("manifest_bad_row", f"{asset.uri}: {plain(str(error))}")
+        self._group.failure = self._group.failure or asset.failure
+        return None
+
+    def _columns(self, member: Member) -> dict[str, Any]:
+        """What a metadata member says. Raises ValueError."""
+        if member.size > _METADATA_BYTES:
+            raise ValueError(f"it has {member.size} bytes; at most {_METADATA_BYTES} are read of metadata")
+        text = self._reader.read(member).decode("utf-8-sig")
+        column = _extension(member.name)
+        if column.lower().endswith("txt"):
+            return {column: text}
+        try:
+            found = json.loads(text)
+        except RecursionError as error:
+            raise ValueError("its JSON is nested too deep") from error
+        if column.lower() != "json":
+            return {column: found}
+        if not isinstance(found, dict):
+            raise ValueError(f"it is not a JSON object, found {type(found).__name__}")
+        return found
+
+    def _asset(self, member: Member) -> Asset:
+        """A member by itself, with its failure where it is no plain file, named twice, or named so that it leads out."""
+        span = Span(member.offset, member.size, self._reader.ranges.version)
+        version = f"{member.size}-{member.mtime}" if self._options.reprocess_changed else ""
+        try:
+            name, wrong = member_path(member.name), ""
+        except SourceError as error:
+            name, wrong = member.name, error.message
+        uri = inside_uri(self._uri, name)
+        if not wrong and member.kind != "file":
+            wrong = f"it is a {member.kind}; put the file itself into the archive"
+        digest = _hash(name)
+        if digest in self._names:
+            wrong = (
+                wrong or f"there is a member of this name before it, which is the one that counts; this one is at byte {member.header_at}"
+            )
+            uri += f"%40{member.header_at}"  # no name is ever written with this escape
+        self._names.add(digest)
+        failure = Failure("archive_bad_member", f"{uri}: {plain(wrong)}") if wrong else None
+        return Asset(asset_id_of(uri, version), uri, failure=failure, span=span)
+
+    def _finished(self) -> Iterator[Asset]:
+        """The assets of the group at hand, which is over."""
+        group, self._group = self._group, _Group()
+        has_metadata = group.row is not None or group.failure is not None
+        if group.media:
+            self._keys_with_media.add(group.key)
+        if has_metadata:
+            self._keys_with_metadata.add(group.key)
+            if not group.media:
+                self._skipped["metadata without a picture"] += 1
+        for asset in group.media:
+            row, asset.failure = group.row or {}, group.failure
+            asked = [name for name in _OF_ONE if row.get(name)]
+            if len(group.media) > 1 and asked and not asset.failure:
+                message = (
+                    f"{asset.uri}: {', '.join(asked)} would be those of {len(group.media)} members of one key; give each a key of its own"
+                )
+                asset.failure = Failure("manifest_bad_prompts", message)
+                row = {name: value for name, value in row.items() if name not in _OF_ONE}
+            _fill(asset, row)
+            yield asset
+
+
+def _fill(asset: Asset, row: dict[str, Any]) -> None:
+    fill(asset, row, asset.uri)
+    if row.get("uri") is not None:  # where the picture came from, as img2dataset and others write it; the member is what is read
+        asset.extra["uri"] = plain(row["uri"])
+
+
+def _key(name: str) -> str:
+    folder, slash, base = name.removeprefix("./").rpartition("/")
+    return folder + slash + base[:1] + base[1:].partition(".")[0]
+
+
+def _extension(name: str) -> str:
+    return name.rpartition("/")[2][1:].partition(".")[2]
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=10).digest()
