@@ -61,18 +61,19 @@ def step_factories(plan: Plan, ledger: LedgerClient) -> dict[str, Callable[[], S
     """The steps that live in long-lived workers, in order. What happens to them is told to the ledger."""
     return {
         "decode": partial(make_decode_step, plan.job, plan.image_size),
-        "perceive": partial(make_perceive_step, plan.job, partial(_note, ledger, "perceive")),
-        "describe": partial(make_describe_step, plan.job, partial(_note, ledger, "describe")),
+        "perceive": partial(make_perceive_step, plan.job, partial(note_to, ledger, "perceive")),
+        "describe": partial(make_describe_step, plan.job, partial(note_to, ledger, "describe")),
     }
 
 
 def clip_step_factory(plan: Plan, ledger: LedgerClient) -> Callable[[], ClipStep]:
     """The perceive step of videos, which decodes them, too."""
     make_reader = partial(make_video_reader, plan.job)
-    return partial(make_video_step, plan.job, plan.image_size, make_reader, partial(_note, ledger, "perceive"))
+    return partial(make_video_step, plan.job, plan.image_size, make_reader, partial(note_to, ledger, "perceive"))
 
 
-def _note(ledger: LedgerClient, step: str, event: str, message: str, *, level: int = logging.INFO, **facts: Any) -> None:
+def note_to(ledger: LedgerClient, step: str, event: str, message: str, *, level: int = logging.INFO, **facts: Any) -> None:
+    """An events.Note of a step's workers."""
     ledger.insist("note", step, event, message, level, facts)
 
 

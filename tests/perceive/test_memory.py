@@ -25,7 +25,9 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 COUNT, BATCH, PROMPTS = 16, 4, 8
 # As torch's allocators say it, on a GPU and on a CPU.
 ON_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-ON_CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+ON_CPU = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+)
 
 
 @dataclass
@@ -123,7 +125,9 @@ def test_a_run_goes_on_with_less_at_a_time_and_comes_back_to_as_much_as_before(
     assert summary.counters["memory_short"] == sum(b < a for some in sizes.values() for a, b in zip(some, some[1:], strict=False))
 
 
-def test_an_image_that_never_fits_is_a_row_that_says_what_to_lower(tmp_path: Path, model: ModelOptions, neighbours: list[Neighbour]) -> None:
+def test_an_image_that_never_fits_is_a_row_that_says_what_to_lower(
+    tmp_path: Path, model: ModelOptions, neighbours: list[Neighbour]
+) -> None:
     neighbours.append(Neighbour(lambda segmenter: segmenter.image_encoder, ON_GPU, room=0, calls=10**6))
     job = job_of(tmp_path, model, "corpus")
     summary = run_job(job, limit=2)
