@@ -22,7 +22,7 @@ from datagen.guard import Guarded
 from datagen.job import RunOptions
 from datagen.ledger import Ledger, LocalLedger
 from datagen.pam.checkpoint import Checkpoint
-from datagen.records import TASKS, Sample
+from datagen.records import TASKS
 from datagen.write import open_store
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

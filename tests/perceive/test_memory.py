@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 from collections.abc import Callable
@@ -122,7 +123,7 @@ def test_a_run_goes_on_with_less_at_a_time_and_comes_back_to_as_much_as_before(
     assert sizes["perceive.batch_size"][:3] == [4, 2, 1]
     assert sizes["perceive.prompts_per_call"][:3] == [8, 3, 1]
     assert [some[-1] for some in sizes.values()] == [BATCH, PROMPTS]
-    assert summary.counters["memory_short"] == sum(b < a for some in sizes.values() for a, b in zip(some, some[1:], strict=False))
+    assert summary.counters["memory_short"] == sum(b < a for some in sizes.values() for a, b in itertools.pairwise(some))
 
 
 def test_an_image_that_never_fits_is_a_row_that_says_what_to_lower(
