@@ -138,7 +138,7 @@ def test_a_dead_engine_ends_the_worker(golden: Path, model_cache: Path):
 def test_in_process_a_lost_engine_is_replaced(blow: signal.Signals, event: str, golden: Path, model_cache: Path, tmp_path: Path):
     """As the graph does it without Ray. A stopped engine core is a true hang: it lives, and says nothing."""
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    job = golden_job(golden, hang_timeout_s=4.0).model_copy(update={"run": RunOptions(executor="inprocess")})
+    job = golden_job(golden, hang_timeout_s=8.0).model_copy(update={"run": RunOptions(executor="inprocess")})
     ledger = Ledger(open_store(str(tmp_path)), tries=3)
     note = partial(note_to, LocalLedger(ledger), "describe")
     guarded = Guarded("describe", partial(make_describe_step, job, note), LocalLedger(ledger), renews=True)
