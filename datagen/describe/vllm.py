@@ -125,11 +125,10 @@ class VllmEngine:
         return EngineDiedError(death.message, code=death.code)
 
     def _tell(self, death: EngineDiedError) -> None:
-        with self._dying:
-            if self._closed or self._death is not None:
-                return
-            self._death = death
-        self._on_death(death)
+        with self._dying:  # also while it is told: no request may fail before a worker that is to end has ended
+            if not self._closed and self._death is None:
+                self._death = death
+                self._on_death(death)
 
     def _completion(self, request: Request, output: Any) -> Completion:
         answer = output.outputs[0]
