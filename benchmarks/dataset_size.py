@@ -1,7 +1,7 @@
 """What a large dataset costs: finding out what is done (the start of every run), and `datagen check`.
 
     python benchmarks/dataset_size.py --assets 1000000 --regions-every 100
-    python benchmarks/dataset_size.py --assets 76800 --s3 --latency-ms 30
+    python benchmarks/dataset_size.py --assets 4800 --assets-per-part 16 --s3 --latency-ms 30
 
 Writes a dataset of that many assets through the product's own write step into a temporary folder, or into a bucket of a local S3 server
 (moto) whose answers come later by a latency; every n-th asset has 8 regions.
@@ -59,8 +59,8 @@ def make_regions() -> list[Region]:
     return regions
 
 
-def write_dataset(store: Store, num_assets: int, regions_every: int) -> None:
-    options, regions = WriteOptions(), make_regions()
+def write_dataset(store: Store, num_assets: int, regions_every: int, assets_per_part: int) -> None:
+    options, regions = WriteOptions(assets_per_part=assets_per_part), make_regions()
     record = RunRecord.new(Job())
     prepare_output(store, Job())
     record.write(store, status="finished")
@@ -105,13 +105,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=int, default=100_000)
     parser.add_argument("--regions-every", type=int, default=10, help="one asset in so many has 8 regions")
+    parser.add_argument("--assets-per-part", type=int, default=WriteOptions().assets_per_part)
     parser.add_argument("--s3", action="store_true", help="in a bucket of a local server")
     parser.add_argument("--latency-ms", type=float, default=0.0, help="of every request to it while reading, as of a server far away")
     arguments = parser.parse_args()
     with bucket() if arguments.s3 else tempfile.TemporaryDirectory() as place:
         store = open_store(place)
         started = time.monotonic()
-        write_dataset(store, arguments.assets, arguments.regions_every)
+        write_dataset(store, arguments.assets, arguments.regions_every, arguments.assets_per_part)
         print(f"write        {time.monotonic() - started:8.1f} s   {arguments.assets / (time.monotonic() - started):10,.0f} assets/s")
         if arguments.s3:
             add_latency(arguments.latency_ms / 1000)
