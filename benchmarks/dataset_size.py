@@ -1,24 +1,33 @@
 """What a large dataset costs: finding out what is done (the start of every run), and `datagen check`.
 
     python benchmarks/dataset_size.py --assets 1000000 --regions-every 100
+    python benchmarks/dataset_size.py --assets 4800 --assets-per-part 16 --s3 --latency-ms 30
 
-Writes a dataset of that many assets through the product's own write step into a temporary folder; every n-th asset has 8 regions.
+Writes a dataset of that many assets through the product's own write step into a temporary folder, or into a bucket of a local S3 server
+(moto) whose answers come later by a latency; every n-th asset has 8 regions.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
+import socket
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from datagen.assemble import region_row
 from datagen.check import check_dataset
-from datagen.job import Job, WriteOptions
+from datagen.job import Job, S3Options, WriteOptions
 from datagen.records import Asset, Prompt, Region, Sample, Text, asset_id_of
+from datagen.s3 import client
 from datagen.write import RunRecord, Store, done_assets, open_store, prepare_output, publish_part, stage_part
 
 WIDTH, HEIGHT, REGIONS = 640, 480, 8
@@ -50,8 +59,8 @@ def make_regions() -> list[Region]:
     return regions
 
 
-def write_dataset(store: Store, num_assets: int, regions_every: int) -> None:
-    options, regions = WriteOptions(), make_regions()
+def write_dataset(store: Store, num_assets: int, regions_every: int, assets_per_part: int) -> None:
+    options, regions = WriteOptions(assets_per_part=assets_per_part), make_regions()
     record = RunRecord.new(Job())
     prepare_output(store, Job())
     record.write(store, status="finished")
@@ -65,6 +74,29 @@ def write_dataset(store: Store, num_assets: int, regions_every: int) -> None:
         publish_part(store, stage_part(store, record.run_id, samples, options, region_row))
 
 
+@contextmanager
+def bucket() -> Iterator[str]:
+    """A prefix in a new bucket of a server that lives as long."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            time.sleep(0.1)
+        client(S3Options()).create_bucket(Bucket="benchmark")
+        yield "s3://benchmark/corpus"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def add_latency(seconds: float) -> None:
+    client(S3Options()).meta.events.register("before-send.s3", lambda **_: time.sleep(seconds))
+
+
 def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -73,17 +105,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=int, default=100_000)
     parser.add_argument("--regions-every", type=int, default=10, help="one asset in so many has 8 regions")
+    parser.add_argument("--assets-per-part", type=int, default=WriteOptions().assets_per_part)
+    parser.add_argument("--s3", action="store_true", help="in a bucket of a local server")
+    parser.add_argument("--latency-ms", type=float, default=0.0, help="of every request to it while reading, as of a server far away")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        store = open_store(folder)
+    with bucket() if arguments.s3 else tempfile.TemporaryDirectory() as place:
+        store = open_store(place)
         started = time.monotonic()
-        write_dataset(store, arguments.assets, arguments.regions_every)
+        write_dataset(store, arguments.assets, arguments.regions_every, arguments.assets_per_part)
         print(f"write        {time.monotonic() - started:8.1f} s   {arguments.assets / (time.monotonic() - started):10,.0f} assets/s")
+        if arguments.s3:
+            add_latency(arguments.latency_ms / 1000)
         before, started = peak_mib(), time.monotonic()
         done = done_assets(store)
         print(f"done_assets  {time.monotonic() - started:8.1f} s   {len(done):,} assets, peak memory +{peak_mib() - before:.0f} MiB")
         before, started = peak_mib(), time.monotonic()
-        report = check_dataset(folder)
+        report = check_dataset(place)
         seconds = time.monotonic() - started
         found = "sound" if report.ok else str(dict(report.by_code))
         rate = f"{report.num_regions:,} regions ({report.num_regions / seconds:,.0f}/s)"

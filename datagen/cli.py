@@ -15,12 +15,9 @@ from datagen import __version__
 from datagen.arguments import AsJson, Input, JobFile, Model, Output, Set, read_job, show
 from datagen.cluster.commands import add_commands
 from datagen.errors import DatagenError, JobError
-from datagen.interrupts import sigterm_is_ctrl_c
+from datagen.interrupts import INTERRUPTED, STOPPED, sigterm_is_ctrl_c
 from datagen.job import ModelOptions
 from datagen.redaction import redact
-
-STOPPED = 5
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="datagen",

@@ -272,6 +272,9 @@ def print_status(console: Console, status: RunStatus) -> None:
     table.add_row("found", ", ".join(f"{beat[name]} {name}" for name in ("regions", "clips", "tracks") if beat[name]) or "no regions yet")
     if steps:
         table.add_row("steps", steps)
+    incidents = [f"{count} {name.replace('_', ' ')}" for name, count in beat.get("incidents", {}).items() if count]
+    if incidents:
+        table.add_row("incidents", ", ".join(incidents))
     if status.verdict == "alive":
         table.add_row("pace", pace + (f", ready in {_ago(beat['eta_s'])}" if beat["eta_s"] is not None else ""))
     console.print(table)

@@ -15,6 +15,7 @@ DatagenError
   StorageError        a bucket refuses: access, name, region, credentials  exit 2, stops the job; for one asset a failed row
     StorageUnavailableError  a bucket gives no answer for a long time      exit 3, a rerun resumes
   ClusterError        the machine or the cluster broke                     exit 3, a rerun resumes
+    EngineDiedError   the text engine died or hung                         another one is started, and its samples tried again
 """
 
 from __future__ import annotations
@@ -134,3 +135,9 @@ class ClusterError(DatagenError):
     """The machine or the cluster broke; a rerun resumes."""
 
     code = "cluster"
+
+
+class EngineDiedError(ClusterError):
+    """The text engine of a worker can answer no more: it died (`engine_died`), or hung and was ended (`engine_hung`)."""
+
+    code = "engine_died"

@@ -14,12 +14,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from datagen.redaction import redact_values
 
 _logger = logging.getLogger("datagen.events")
 _FIRST = ("ts", "level", "event", "step", "run_id", "asset_id", "code", "message")
+
+
+class Note(Protocol):
+    """How something that happened is told, here or in a worker: as to log_event."""
+
+    def __call__(self, event: str, message: str, *, level: int = logging.INFO, **facts: Any) -> None:
+        """Tell it."""
 
 
 def log_event(event: str, message: str, *, level: int = logging.INFO, at: float | None = None, **facts: Any) -> None:

@@ -9,6 +9,7 @@ publishes. This file, ledger.py and metrics.py are the only ones that know Ray.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import pickle
@@ -56,18 +57,24 @@ class Plan:
         return open_store(self.output, self.job.s3)
 
 
-def step_factories(plan: Plan) -> dict[str, Callable[[], Step]]:
-    """The steps that live in long-lived workers, in order."""
+def step_factories(plan: Plan, ledger: LedgerClient) -> dict[str, Callable[[], Step]]:
+    """The steps that live in long-lived workers, in order. What happens to them is told to the ledger."""
     return {
         "decode": partial(make_decode_step, plan.job, plan.image_size),
-        "perceive": partial(make_perceive_step, plan.job),
-        "describe": partial(make_describe_step, plan.job),
+        "perceive": partial(make_perceive_step, plan.job, partial(note_to, ledger, "perceive")),
+        "describe": partial(make_describe_step, plan.job, partial(note_to, ledger, "describe")),
     }
 
 
-def clip_step_factory(plan: Plan) -> Callable[[], ClipStep]:
+def clip_step_factory(plan: Plan, ledger: LedgerClient) -> Callable[[], ClipStep]:
     """The perceive step of videos, which decodes them, too."""
-    return partial(make_video_step, plan.job, plan.image_size, partial(make_video_reader, plan.job))
+    make_reader = partial(make_video_reader, plan.job)
+    return partial(make_video_step, plan.job, plan.image_size, make_reader, partial(note_to, ledger, "perceive"))
+
+
+def note_to(ledger: LedgerClient, step: str, event: str, message: str, *, level: int = logging.INFO, **facts: Any) -> None:
+    """An events.Note of a step's workers."""
+    ledger.insist("note", step, event, message, level, facts)
 
 
 def stage(plan: Plan, samples: list[Sample]) -> list[StagedPart]:
@@ -111,7 +118,7 @@ def run_images(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[S
     if plan.job.run.executor == "ray":
         yield from _images_on_ray(plan, ledger, samples)
         return
-    workers = [Guarded(name, make, ledger) for name, make in step_factories(plan).items()]
+    workers = [Guarded(name, make, ledger, renews=name == "describe") for name, make in step_factories(plan, ledger).items()]
     with _torn_down(workers):
         for chunk in chunks(samples, plan.job.write.assets_per_part):
             if ledger.ask("draining"):
@@ -126,9 +133,9 @@ def run_videos(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Itera
     if plan.job.run.executor == "ray":
         yield from _videos_on_ray(plan, ledger, samples)
         return
-    perceive = GuardedClips("perceive", clip_step_factory(plan), ledger, plan.store)
+    perceive = GuardedClips("perceive", clip_step_factory(plan, ledger), ledger, plan.store)
     with _torn_down([perceive]):
-        describe = Guarded("describe", step_factories(plan)["describe"], ledger)
+        describe = Guarded("describe", step_factories(plan, ledger)["describe"], ledger, renews=True)
         with _torn_down([describe]):
             for sample in samples:
                 for clip in perceive.clips(sample):
@@ -239,8 +246,8 @@ def _images_on_ray(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterat
     models = max(sizes["perceive"].max_workers or 1, sizes["describe"].max_workers or 1)
     rows = min(job.perceive.batch_size, math.ceil(len(samples) / (2 * models)))
     dataset = ray.data.from_blocks([to_table(chunk) for chunk in chunks(samples, rows)])
-    for name, make in step_factories(plan).items():
-        dataset = _with_step(dataset, name, (name, make, ledger), sizes[name], job)
+    for name, make in step_factories(plan, ledger).items():
+        dataset = _with_step(dataset, name, (name, make, ledger, name == "describe"), sizes[name], job)
     dataset = dataset.repartition(target_num_rows_per_block=job.write.assets_per_part, strict=True)
     yield from _staged(plan, ledger, dataset, sizes["write"])
 
@@ -255,8 +262,8 @@ def _videos_on_ray(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> I
         dataset = ray.data.from_blocks([to_table([sample]) for sample in samples])
     finally:
         context.target_max_block_size = before
-    dataset = _with_step(dataset, "clips", ("perceive", clip_step_factory(plan), ledger, plan.store), sizes["perceive"], job)
-    dataset = _with_step(dataset, "describe", ("describe", step_factories(plan)["describe"], ledger), sizes["describe"], job)
+    dataset = _with_step(dataset, "clips", ("perceive", clip_step_factory(plan, ledger), ledger, plan.store), sizes["perceive"], job)
+    dataset = _with_step(dataset, "describe", ("describe", step_factories(plan, ledger)["describe"], ledger, True), sizes["describe"], job)
     yield from _staged(plan, ledger, dataset, sizes["write"])
 
 
@@ -309,9 +316,9 @@ def _strategy(pool: Pool, concurrent: int) -> ActorPoolStrategy:
 class _Worker:
     """A guarded step as Ray Data calls it."""
 
-    def __init__(self, name: str, make_step: Callable[[], Step], ledger: LedgerClient) -> None:
+    def __init__(self, name: str, make_step: Callable[[], Step], ledger: LedgerClient, is_concurrent: bool = False) -> None:
         self._name, self._ledger = name, ledger
-        self._guarded = Guarded(name, make_step, ledger)
+        self._guarded = Guarded(name, make_step, ledger, is_concurrent=is_concurrent)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         samples = from_table(table)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from datagen.errors import DatagenError, DecodeError, ModelOutputError, PromptError
+from datagen.errors import DatagenError, DecodeError, EngineDiedError, ModelOutputError, PromptError
 from datagen.faults import fault_point
 from datagen.ledger import LedgerClient
 from datagen.records import Clip, ResumePoint, Sample, work_id_of
@@ -73,7 +75,7 @@ def split_suspects(step: str, ledger: LedgerClient, samples: list[Sample], tries
 
 def _give_up(sample: Sample, step: str, crashes: int) -> None:
     sample.attempts = crashes
-    sample.fail(f"{step}_crashed", f"this asset killed the {step} worker {crashes} times; it is left out")
+    sample.fail(f"{step}_crashed", f"this asset killed or hung the {step} worker {crashes} times; it is left out")
 
 
 def _name_step(samples: list[Sample], step: str) -> list[tuple[str, str]]:
@@ -107,12 +109,20 @@ def leave(step: str, ledger: LedgerClient, samples: list[Sample]) -> list[Sample
 
 
 class Guarded:
-    """A step inside a worker, guarded: crashes are counted against suspects, and progress is reported."""
+    """A step inside a worker, guarded: crashes are counted against suspects, and progress is reported.
 
-    def __init__(self, name: str, make_step: Callable[[], Step], ledger: LedgerClient) -> None:
+    is_concurrent: `process` is called from several threads at once. renews: nobody starts another worker when the text engine of this
+    one dies or hangs, so a new step takes the place of the old one, and counts as another worker; the samples are tried again.
+    """
+
+    def __init__(
+        self, name: str, make_step: Callable[[], Step], ledger: LedgerClient, *, is_concurrent: bool = False, renews: bool = False
+    ) -> None:
         self._name = name
+        self._make_step = make_step
         self._ledger = ledger
         self._worker = uuid.uuid4().hex
+        self._is_concurrent, self._renews = is_concurrent, renews
         self._one_at_a_time = threading.Lock()
         self._step = _set_up(name, make_step, ledger)
         self._tries: int = ledger.ask("tries")
@@ -121,13 +131,8 @@ class Guarded:
         """Process a batch; suspects in it go through alone, the ones that used up their tries become failed rows."""
         started = time.monotonic()
         live = [s.work_id for s in samples if s.failure is None]
-        suspects: dict[str, int] = self._ledger.ask("begin", self._name, self._worker, live, len(live) == 1) if live else {}
-        calm = [s for s in samples if s.work_id not in suspects]
         try:
-            self._run(calm)
-            for sample in samples:
-                if sample.work_id in suspects:
-                    self._run_suspect(sample, suspects[sample.work_id])
+            self._run_all(samples)
         except DatagenError as error:
             self._ledger.ask("stop", error)
             raise
@@ -136,6 +141,50 @@ class Guarded:
             self._ledger.tell("end", self._name, live, time.monotonic() - started, len(live) - len(failures), failures)
         self._report(samples)
         return samples
+
+    def _run_all(self, samples: Sequence[Sample]) -> None:
+        todo = list(samples)
+        while todo:
+            try:
+                self._run_once(todo)
+            except EngineDiedError:
+                if not self._renews:
+                    raise
+                self._renew()
+
+    def _run_once(self, todo: list[Sample]) -> None:
+        """Run what is to be done; what is through is taken out of the list."""
+        live = [s.work_id for s in todo if s.failure is None]
+        # Beside others nobody is alone: whose fault it is, only a run of its own can tell.
+        is_alone = len(live) == 1 and not self._is_concurrent
+        suspects: dict[str, int] = self._ledger.ask("begin", self._name, self._worker, live, is_alone) if live else {}
+        with self._kept(calm := [s for s in todo if s.work_id not in suspects]):
+            self._run(calm)
+        todo[:] = [s for s in todo if s.work_id in suspects]
+        for sample in list(todo):
+            with self._kept([sample]):
+                self._run_suspect(sample, suspects[sample.work_id])
+            todo.remove(sample)
+
+    def _renew(self) -> None:
+        """Replace the step whose engine has died, as another worker."""
+        self._step.teardown()
+        self._worker = uuid.uuid4().hex
+        self._step = _set_up(self._name, self._make_step, self._ledger)
+
+    @contextmanager
+    def _kept(self, samples: Sequence[Sample]) -> Iterator[None]:
+        """Where the step can be renewed, samples are as before when their engine dies: half done, they could not be tried again."""
+        if not self._renews:
+            yield
+            return
+        arrays: list[pickle.PickleBuffer] = []  # not copied
+        kept = pickle.dumps(samples, 5, buffer_callback=arrays.append)
+        try:
+            yield
+        except EngineDiedError:
+            _become(samples, pickle.loads(kept, buffers=arrays))
+            raise
 
     def _run(self, samples: list[Sample]) -> None:
         """Run a batch; where it raises about its content, run its samples one by one and fail the one that raises."""
@@ -155,10 +204,7 @@ class Guarded:
             return
         if [s.index for s in done] != [s.index for s in samples]:
             raise DatagenError(f"the {self._name} step returned other samples than it was given")
-        for sample, finished in zip(samples, done, strict=True):
-            if finished is not sample:
-                for slot in Sample.__slots__:
-                    setattr(sample, slot, getattr(finished, slot))
+        _become(samples, done)
 
     def _run_singly(self, samples: list[Sample], code: str, message: str) -> None:
         if len(samples) == 1:
@@ -194,6 +240,14 @@ class Guarded:
     def teardown(self) -> None:
         """Let go of the step's resources."""
         self._step.teardown()
+
+
+def _become(samples: Sequence[Sample], others: Sequence[Sample]) -> None:
+    """Make samples equal to others."""
+    for sample, other in zip(samples, others, strict=True):
+        if other is not sample:
+            for slot in Sample.__slots__:
+                setattr(sample, slot, getattr(other, slot))
 
 
 class GuardedClips:

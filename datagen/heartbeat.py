@@ -30,6 +30,7 @@ BEAT_S = 5.0
 _LATE = 3  # beats that may be missing before a run counts as silent
 _LOOK_S = 1.0
 STEPS = ("decode", "perceive", "describe")
+INCIDENTS = ("crashes", "engine_restarts", "memory_short")
 
 # alive: it beats. ended: it said so itself. died: its process is gone. silent: it has stopped beating, and nobody here knows why.
 Verdict = Literal["alive", "ended", "died", "silent"]
@@ -121,6 +122,7 @@ def _numbers(summary: RunSummary, pace: _Pace) -> dict[str, Any]:
         "clips": counters.get("clips", 0),
         "tracks": counters.get("tracks", 0),
         "steps": {step: {"samples": counters.get(step, 0), "workers": counters.get(f"{step}_workers", 0)} for step in STEPS},
+        "incidents": {name: counters.get(name, 0) for name in INCIDENTS},
         "output_tokens": counters.get("output_tokens", 0),
         "tokens_per_s": tokens_per_s,
         "eta_s": round(left / assets_per_s, 1) if assets_per_s and summary.all_listed else None,

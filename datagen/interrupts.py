@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+# Exit codes of a run that ends early, in good order: its budget is used up; it was told to.
+STOPPED = 5
+INTERRUPTED = 130
+
 _sigterm_calls: list[Callable[[], None]] = []
 
 
@@ -38,8 +42,12 @@ def as_ctrl_c(frame: FrameType | None = None) -> None:
 
 def interrupt_main_thread() -> None:
     """The main thread does what Ctrl-C does, also when it waits in a system call. For other threads."""
-    ours = signal.getsignal(signal.SIGTERM) is _on_sigterm
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM if ours else signal.SIGINT)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM if is_command() else signal.SIGINT)
+
+
+def is_command() -> bool:
+    """Whether this process is a command of ours, and not somebody's program that calls us: whether sigterm_is_ctrl_c was called."""
+    return signal.getsignal(signal.SIGTERM) is _on_sigterm
 
 
 def _on_sigterm(_: int, frame: FrameType | None) -> None:

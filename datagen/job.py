@@ -28,7 +28,7 @@ _RESOURCES = {
     *("perceive.batch_size", "perceive.prompts_per_call", "perceive.device", "perceive.fake_delay_s"),
     *("perceive.everything.points_per_call", "perceive.track.objects_per_call"),
     *("describe.concurrent_batches", "describe.max_num_seqs", "describe.device", "describe.fake_delay_s"),
-    *("describe.gpu_memory_fraction", "describe.cpu_kv_cache_gib", "describe.enforce_eager"),
+    *("describe.gpu_memory_fraction", "describe.cpu_kv_cache_gib", "describe.enforce_eager", "describe.hang_timeout_s"),
 }
 
 
@@ -187,6 +187,12 @@ class DescribeOptions(Options):
     gpu_memory_fraction: Fraction = Field(0.75, description="of one GPU's memory, for weights and KV cache")
     cpu_kv_cache_gib: Positive = Field(1, description="KV cache on a CPU, GiB")
     enforce_eager: bool | None = Field(None, description="skip graph capture; left out: skipped on a CPU")
+    hang_timeout_s: float = Field(
+        300.0,
+        gt=0,
+        description="an engine that gives no token for this long while requests wait (before its first token four times as long) is ended, "
+        "and another one started, seconds",
+    )
     fake_delay_s: float = Field(0.0, ge=0, description="`fake` sleeps this long per batch, seconds")
     pool: Pool = Pool()
 

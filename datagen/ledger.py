@@ -13,6 +13,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,6 +24,9 @@ from datagen.write import Store
 CRASHES = "_datagen/crashes.json"
 _EVENTS_KEPT = 10_000
 _LOGGED_ASSETS = 100
+_LAST_WORDS_S = 5.0
+# What a worker notes -> the progress counter that counts it.
+INCIDENTS = {"engine_died": "engine_restarts", "engine_hung": "engine_restarts", "memory_short": "memory_short"}
 
 
 class Ledger:
@@ -118,6 +122,13 @@ class Ledger:
         """Whether a step leaves alone what it has not begun."""
         return self._draining
 
+    def note(self, step: str, event: str, message: str, level: int = logging.INFO, facts: Mapping[str, Any] | None = None) -> None:
+        """Something that a worker of `step` has to say; see events.log_event. What counts as an incident is counted."""
+        if event in INCIDENTS:
+            self.counters[INCIDENTS[event]] += 1
+        self._recorder.noted(step, event)
+        self._note(event, message, level, step=step, **(facts or {}))
+
     def count(self, counts: dict[str, int]) -> None:
         """Add to the progress counters."""
         self.counters.update(counts)
@@ -154,6 +165,9 @@ class LedgerClient(Protocol):
     def tell(self, method: str, *args: Any) -> None:
         """Call a ledger method and go on."""
 
+    def insist(self, method: str, *args: Any) -> None:
+        """Call a ledger method and wait until it has heard, but not for long and without an error: for the last words of a worker."""
+
 
 class LocalLedger:
     """A ledger in the same process."""
@@ -165,7 +179,7 @@ class LocalLedger:
         """Call a ledger method."""
         return getattr(self._ledger, method)(*args)
 
-    tell = ask
+    tell = insist = ask
 
 
 class RayLedger:
@@ -198,3 +212,10 @@ class RayLedger:
     def tell(self, method: str, *args: Any) -> None:
         """Call a ledger method without waiting."""
         getattr(self._handle, method).remote(*args)
+
+    def insist(self, method: str, *args: Any) -> None:
+        """Call a ledger method and wait a few seconds at most."""
+        import ray
+
+        with suppress(ray.exceptions.RayError):
+            ray.wait([getattr(self._handle, method).remote(*args)], timeout=_LAST_WORDS_S)

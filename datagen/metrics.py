@@ -40,6 +40,8 @@ METRICS = (
     Metric("counter", "datagen_tokens_total", "tokens of the language model: `prompt`, of these `cached`, and `output`", ("kind",)),
     Metric("counter", "datagen_failures_total", "samples that became failed rows, by the step and the error code", ("step", "code")),
     Metric("counter", "datagen_crashes_total", "times that a sample was seen to kill its worker", ("step",)),
+    Metric("counter", "datagen_engine_restarts_total", "times that a text engine was replaced: it `died` or `hung`", ("cause",)),
+    Metric("counter", "datagen_memory_short_total", "times that the device's memory was short, and less was asked of it", ("step",)),
     Metric("counter", "datagen_worker_starts_total", "workers that came up", ("step",)),
     Metric("histogram", "datagen_worker_start_seconds", "how long a worker took to load", ("step",), _SECONDS),
     Metric("histogram", "datagen_step_seconds", "how long a step had a batch of samples, or one clip, in hand", ("step",), _SECONDS),
@@ -119,6 +121,13 @@ class Recorder:
     def crashed(self, step: str) -> None:
         """A sample killed its worker."""
         self._metrics.add("datagen_crashes_total", step=step)
+
+    def noted(self, step: str, event: str) -> None:
+        """A worker of this step said that something happened."""
+        if event in ("engine_died", "engine_hung"):
+            self._metrics.add("datagen_engine_restarts_total", cause=event.removeprefix("engine_"))
+        elif event == "memory_short":
+            self._metrics.add("datagen_memory_short_total", step=step)
 
     def began(self, step: str, new: int) -> None:
         """A step took samples in hand, `new` of them for the first time."""

@@ -2,11 +2,15 @@
 
 Reasons are a used-up budget and SIGTERM, the notice before a machine is taken away. Workers learn of it from the ledger: a step leaves
 alone what it has not begun, so that the pipeline is empty after the time that one batch takes. When it is, or `run.grace_s` is over, the
-driver is interrupted as by Ctrl-C, between two commits.
+driver is interrupted as by Ctrl-C, between two commits. Where even that does not end it, because it waits in a library or for a process
+that hangs, the command leaves at once a minute later: as after a kill, what is committed stays, and a rerun goes on.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +19,12 @@ from contextlib import contextmanager, suppress
 from datagen.budget import Spending
 from datagen.errors import ClusterError
 from datagen.events import log_event
-from datagen.interrupts import as_ctrl_c, interrupt_main_thread, sigterm_calls
+from datagen.interrupts import INTERRUPTED, STOPPED, as_ctrl_c, interrupt_main_thread, is_command, sigterm_calls
 from datagen.ledger import LedgerClient
 from datagen.summary import RunSummary
 
 _LOOK_S = 0.2
+_LEAVE_S = 60.0  # for Ray, and for an engine, to shut down
 _SETTLED_S = 1.0  # longer than the driver takes to hear of what workers have done
 
 
@@ -32,11 +37,20 @@ class Stop:
         self.by_signal = False
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
+        self._left = threading.Event()
         self._interrupting = threading.Lock()
 
     def refuse_uncounted(self, gpus: float) -> None:
         """See Spending.refuse_uncounted."""
         self._spending.refuse_uncounted(gpus)
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """What is in it has to end soon after it was told to, or the command ends."""
+        try:
+            yield
+        finally:
+            self._left.set()
 
     @contextmanager
     def watching(self, ledger: LedgerClient, summary: RunSummary, gpus: Callable[[], float]) -> Iterator[None]:
@@ -73,7 +87,16 @@ class Stop:
         self._wait_until_drained(summary, gpus)
         with self._interrupting:
             if in_main and not self._over.is_set():
+                threading.Thread(target=self._leave_at_last, name="leave", daemon=True).start()
                 interrupt_main_thread()
+
+    def _leave_at_last(self) -> None:
+        if self._left.wait(_LEAVE_S) or not is_command():
+            return
+        message = f"{self.reason}: the run hangs and is left; what is committed stays, run the same command to go on"
+        log_event("left", message, level=logging.ERROR, reason=self.reason)
+        print(f"datagen: {message}", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED if self.by_signal else STOPPED)
 
     def _wait_until_drained(self, summary: RunSummary, gpus: Callable[[], float]) -> None:
         now = time.monotonic()

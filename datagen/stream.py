@@ -48,7 +48,12 @@ def stream(run: Running, todo: Iterator[Sample], progress: Progress) -> None:
     status, problem = "failed", None
     gpus = partial(graph.num_gpus, run.plan.job)
     try:
-        with graph.started(run.plan) as ledger, polling(ledger, run.summary, progress), run.stop.watching(ledger, run.summary, gpus):
+        with (
+            run.stop.leaving(),
+            graph.started(run.plan) as ledger,
+            polling(ledger, run.summary, progress),
+            run.stop.watching(ledger, run.summary, gpus),
+        ):
             run.stop.refuse_uncounted(gpus())
             _commit_all(run, ledger, todo)
         status = _state_at_end(run)

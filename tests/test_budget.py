@@ -290,7 +290,7 @@ def test_on_ray_a_step_leaves_alone_what_it_has_not_begun(photos: Path) -> None:
     job = job_of(photos)
     plan = Plan(job, str(photos.parent / "out"), "r", 64)
     ledger = LocalLedger(Ledger(plan.store, 3))
-    make = graph.step_factories(plan)
+    make = graph.step_factories(plan, ledger)
     decode, describe = DecodeWorker("decode", make["decode"], ledger), DescribeWorker("describe", make["describe"], ledger)
     from datagen.records import Asset, Sample
 

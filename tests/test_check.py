@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,7 @@ from datagen.check import check_dataset
 from datagen.errors import SourceError
 from datagen.masks import rle_runs
 from datagen.write import part_id_of
+from datagen.write.local import LocalStore
 
 LISTED = [sample.asset.asset_id for part in mixed_parts() for sample in part]
 PART_OK = part_id_of(sample.asset.asset_id for sample in mixed_parts()[1])
@@ -259,3 +262,35 @@ def test_any_text_is_runs_or_an_error(text):
     except ValueError:
         return
     assert len(runs) >= 1
+
+
+def test_parts_are_read_at_once_and_reported_in_order(tmp_path, monkeypatch):
+    """However long each takes to come, as from a bucket."""
+    write_dataset(tmp_path, [[make_sample(index)] for index in range(40)])
+    names = sorted(path.name.removeprefix("part-").removesuffix(".parquet") for path in (tmp_path / "assets").iterdir())
+    for name in names[::2]:
+        rewrite(part(tmp_path, "regions", name), change_row("area_px", lambda area: area + 1))
+    part(tmp_path, "assets", names[21]).write_bytes(b"no Parquet")
+    open_input, lock, open_now, most = LocalStore.open_input, threading.Lock(), [0], [0]
+
+    def open_late(store, path):
+        with lock:
+            open_now[0] += 1
+            most[0] = max(most[0], open_now[0])
+        time.sleep(0.05 if names.index(part_id_in(path)) % 7 == 0 else 0.002)
+        with lock:
+            open_now[0] -= 1
+        return open_input(store, path)
+
+    monkeypatch.setattr(LocalStore, "open_input", open_late)
+    report = check_dataset(str(tmp_path))
+
+    expected = sorted([(name, "area") for name in names[::2]] + [(names[21], "unreadable_part"), (names[21], "stray_region")])
+    assert [violation.part for violation in report.violations] == sorted(violation.part for violation in report.violations)
+    assert {(violation.part, violation.code) for violation in report.violations} == set(expected)
+    assert (report.num_assets, report.num_regions) == (39, 80)
+    assert 1 < most[0] <= 8
+
+
+def part_id_in(path):
+    return path.split("part-")[1].removesuffix(".parquet")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from datagen.errors import ClusterError, DecodeError, ModelLoadError
+from datagen.errors import ClusterError, DecodeError, EngineDiedError, ModelLoadError
 from datagen.guard import Guarded
 from datagen.ledger import Ledger, LocalLedger
-from datagen.records import Asset, Sample
+from datagen.records import Asset, RegionTokens, Sample
 from datagen.write import open_store
 
 
@@ -85,6 +87,97 @@ def test_suspects_run_alone_and_only_the_killer_is_blamed(ledger: Ledger, tmp_pa
     assert b.failure is not None
     assert b.failure.code == "perceive_crashed"
     assert Ledger(open_store(str(tmp_path)), tries=2).begin("perceive", "w", ["a", "b"]) == {"b": 2}
+
+
+class Fragile(Doubler):
+    """A step whose engine dies on chosen assets, so often, after it has begun all of its batch."""
+
+    def __init__(self, deaths: dict[str, int]) -> None:
+        super().__init__()
+        self.deaths = deaths
+        self.setups = self.teardowns = 0
+
+    def setup(self) -> None:
+        self.setups += 1
+
+    def process(self, samples: list[Sample]) -> list[Sample]:
+        self.batches.append([s.asset.asset_id for s in samples])
+        for sample in samples:
+            assert sample.tokens is not None
+            assert not sample.usage
+            sample.tokens, sample.usage["requests"] = None, 1
+        for sample in samples:
+            if self.deaths.get(sample.asset.asset_id):
+                self.deaths[sample.asset.asset_id] -= 1
+                raise EngineDiedError("the engine died")
+        return samples
+
+    def teardown(self) -> None:
+        self.teardowns += 1
+
+
+def with_tokens(*ids: str) -> list[Sample]:
+    made = samples(*ids)
+    for sample in made:
+        sample.tokens = RegionTokens(np.ones((1, 4, 8), np.float32), np.ones((1, 2, 8), np.float32))
+    return made
+
+
+def test_in_process_a_dead_engine_is_replaced_and_its_samples_tried_again(ledger: Ledger) -> None:
+    step = Fragile({"b": 1, "c": 100})
+    guarded = Guarded("describe", lambda: step, LocalLedger(ledger), renews=True)
+
+    a, b, c, d = guarded.process(with_tokens("a", "b", "c", "d"))
+
+    assert [s.failure and s.failure.code for s in (a, b, c, d)] == [None, None, "describe_crashed", None]
+    assert c.failure is not None
+    assert (c.failure.step, c.attempts) == ("describe", 2)
+    assert [s.usage for s in (a, b, d)] == [{"requests": 1}] * 3
+    assert step.batches == [["a", "b", "c", "d"], ["a"], ["b"], ["c"], ["c"], ["d"]]
+    assert (step.setups, step.teardowns) == (4, 3)
+    assert ledger.progress()["crashes"] == 2
+    assert [s.failure for s in guarded.process(with_tokens("e"))] == [None]
+
+
+def test_elsewhere_a_dead_engine_stops_the_job(ledger: Ledger) -> None:
+    with pytest.raises(EngineDiedError):
+        Guarded("describe", lambda: Fragile({"a": 1}), LocalLedger(ledger)).process(with_tokens("a"))
+    assert isinstance(ledger.fatal(), EngineDiedError)
+
+
+class Stuck(Doubler):
+    """Never comes back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered = threading.Semaphore(0)
+
+    def process(self, samples: list[Sample]) -> list[Sample]:
+        self.batches.append([s.asset.asset_id for s in samples])
+        self.entered.release()
+        threading.Event().wait()
+        return samples
+
+
+def test_who_waits_beside_a_killer_is_not_blamed(ledger: Ledger) -> None:
+    """Clips, one per call, in a worker that has several calls at once: only who was run alone can have killed it."""
+
+    def worker_is_lost(working: int) -> list[list[str]]:
+        step = Stuck()
+        guarded = Guarded("describe", lambda: step, LocalLedger(ledger), is_concurrent=True)
+        for name in "abc":
+            threading.Thread(target=guarded.process, args=(samples(name),), daemon=True).start()
+        for _ in range(working):
+            assert step.entered.acquire(timeout=10)
+        while set(ledger._holder.values()) != {guarded._worker} or len(ledger._holder) < 3:
+            threading.Event().wait(0.01)
+        return step.batches
+
+    assert sorted(worker_is_lost(working=3)) == [["a"], ["b"], ["c"]], "nobody is suspected yet"
+    [[first]] = worker_is_lost(working=1)
+
+    Guarded("describe", Doubler, LocalLedger(ledger), is_concurrent=True).process(samples("a", "b", "c"))
+    assert ledger._crashes == {f"describe/{first}": 1}
 
 
 def test_progress_counts_what_each_step_did(ledger: Ledger) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +93,39 @@ def test_sigterm_ends_a_run_however_it_was_started(sigterm: None, started: str) 
     with pytest.raises(KeyboardInterrupt):
         commit()
     assert steps == ["regions", "assets"]
+
+
+HANGS = """
+import signal, sys, time
+from pathlib import Path
+from datagen import stopping
+from datagen.budget import BudgetOptions, Spending
+from datagen.interrupts import sigterm_is_ctrl_c
+from datagen.ledger import Ledger, LocalLedger
+from datagen.summary import RunSummary
+from datagen.write import open_store
+
+stopping._LEAVE_S = 0.5
+sigterm_is_ctrl_c()
+stop = stopping.Stop(Spending(BudgetOptions(deadline=sys.argv[1])), grace_s=0.3)
+with stop.leaving(), stop.watching(LocalLedger(Ledger(open_store("."), 3)), RunSummary("r", ""), lambda: 0.0):
+    print("begun", flush=True)
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print("told", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("deadline", "code"), [("1h", 130), ("0.2s", 5)], ids=["SIGTERM", "deadline"])
+def test_a_run_that_does_not_end_when_told_to_is_left(deadline: str, code: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HANGS, deadline]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert run.stdout is not None
+    assert run.stdout.readline() == "begun\n"
+    if code == 130:
+        run.send_signal(signal.SIGTERM)
+    out, err = run.communicate(timeout=60)
+    assert (run.returncode, out) == (code, "told\n")
+    assert "what is committed stays" in err

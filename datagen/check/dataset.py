@@ -1,12 +1,13 @@
 """The check of a whole dataset: its folder, and its images part by part; its videos are checked in check/videos.py.
 
-One part is in memory at a time; what must be known of the whole dataset is 16 bytes per asset and the name of every part.
+A few parts are read at the same time; what must be known of the whole dataset is 16 bytes per asset and the name of every part.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datagen.check.at_once import PARTS_AT_ONCE, in_order
 from datagen.check.parts import batches, damage
 from datagen.check.report import CheckReport, Code
 from datagen.check.rows import AssetFacts, asset_facts, asset_problems, region_problems
@@ -50,16 +52,22 @@ def check_dataset(uri: str, deep: bool = True, expected: Iterable[str] | None = 
     runs = {path.split("/")[-1].removesuffix(".json") for path, _ in store.list(RUNS)}
     videos = VideoCheck(store, parts["clips"], parts["tracks"], runs, deep, report)
     keys, names = [np.empty((0, 2), dtype=np.uint64)], sorted(parts["assets"])
-    for part in names:
-        assets, video_rows = _check_assets(store, part, runs, report)
-        keys.append(id_keys(assets))
-        _check_regions(store, part, part in parts["regions"], assets, deep, report)
-        for row in video_rows:
-            videos.check_finished(row, part)
-    all_keys = np.concatenate(keys)
-    _check_repeats(store, names, [len(some) for some in keys[1:]], all_keys, report)
-    found = DoneSet(all_keys, report.statuses, len(names))
-    videos.check_unfinished(found)
+
+    def check_part(part: str) -> tuple[CheckReport, np.ndarray, list[dict[str, Any]]]:
+        piece = report.of_a_piece()
+        assets, video_rows = _check_assets(store, part, runs, piece)
+        _check_regions(store, part, part in parts["regions"], assets, deep, piece)
+        return piece, id_keys(assets), video_rows
+
+    with ThreadPoolExecutor(PARTS_AT_ONCE, thread_name_prefix="check") as pool:
+        for part, (piece, part_keys, video_rows) in zip(names, in_order(pool, check_part, names), strict=True):
+            report.take(piece)
+            keys.append(part_keys)
+            videos.check_finished(pool, video_rows, part)
+        all_keys = np.concatenate(keys)
+        _check_repeats(store, names, [len(some) for some in keys[1:]], all_keys, report)
+        found = DoneSet(all_keys, report.statuses, len(names))
+        videos.check_unfinished(pool, found)
     if expected is not None:
         _check_expected(found, expected, report)
     return report

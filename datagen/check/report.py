@@ -118,6 +118,20 @@ class CheckReport:
         for code, message, row_id in problems:
             self.add(code, message, table=table, part=part, id=row_id)
 
+    def of_a_piece(self) -> CheckReport:
+        """An empty report of the same dataset, for a part of it; `take` adds it."""
+        return CheckReport(self.dataset, token_logprobs=self.token_logprobs)
+
+    def take(self, piece: CheckReport) -> None:
+        """Add what a report of a part of the dataset has found."""
+        self.violations += piece.violations[: MAX_LISTED - len(self.violations)]
+        self.by_code.update(piece.by_code)
+        self.statuses.update(piece.statuses)
+        self.num_assets += piece.num_assets
+        self.num_regions += piece.num_regions
+        self.num_clips += piece.num_clips
+        self.num_tracks += piece.num_tracks
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {"ok": self.ok, **asdict(self), "by_code": dict(self.by_code), "statuses": dict(self.statuses)}

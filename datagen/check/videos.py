@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import count, groupby, pairwise
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, groupby, islice, pairwise
 from typing import Any, NamedTuple
 
+from datagen.check.at_once import in_order
 from datagen.check.parts import batches, damage
 from datagen.check.report import CheckReport, Code
 from datagen.check.tracks import TOLERANCE_S, clip_problems, track_problems
@@ -38,11 +40,20 @@ class _Clip(NamedTuple):
     frames: tuple[int, int] | None
 
 
+class _Read(NamedTuple):
+    """A part of `clips` with its tracks. clip, row: None when the clip it is named for is not in it. track_ids: as in _Tracks."""
+
+    report: CheckReport
+    clip: _Clip | None
+    row: Mapping[str, Any] | None
+    track_ids: list[str] | None
+
+
 class VideoCheck:
     """Checks videos one by one, in the order of `assets`; what is left of `clips` then belongs to unfinished ones.
 
     clips, tracks: names of the parts that there are. runs: ids of the runs that left a record. deep: also decode the masks.
-    One part is in memory at a time, and the track ids of one video; of unfinished videos a few numbers per clip.
+    A few parts are read at the same time; in memory are the track ids of one video, and of unfinished videos a few numbers per clip.
     """
 
     def __init__(self, store: Store, clips: set[str], tracks: set[str], runs: set[str], deep: bool, report: CheckReport) -> None:
@@ -50,33 +61,49 @@ class VideoCheck:
         self._clips, self._tracks, self._runs, self._deep = clips, tracks, runs, deep
         self._left = set(clips)
 
-    def check_finished(self, row: Mapping[str, Any], part: str) -> None:
-        """Check a video's row of `assets`, all its clips and their tracks."""
-        asset_id, num_clips = row["asset_id"], row["num_clips"] or 0
-        names = self._part_names(asset_id, num_clips)
+    def check_finished(self, pool: ThreadPoolExecutor, rows: Sequence[Mapping[str, Any]], part: str) -> None:
+        """Check the videos' rows in a part of `assets`, all their clips and the tracks of these."""
+        videos = [(row, names) for row in rows if (names := self._taken(row)) is not None]
+        reads = in_order(pool, self._read, (name for _, names in videos for name in names.values()))
+        for row, names in videos:
+            self._check_video(row, names, reads, part)
+
+    def _taken(self, row: Mapping[str, Any]) -> dict[int, str] | None:
+        """The parts of a video's clips, which belong to nobody else; None for one that is in `assets` twice, which is reported as that."""
+        names = self._part_names(row["asset_id"], row["num_clips"] or 0)
         if not self._left.issuperset(names.values()):
-            return  # the video is in `assets` twice, which is reported as that
+            return None
         self._left.difference_update(names.values())
+        return names
+
+    def _check_video(self, row: Mapping[str, Any], names: Mapping[int, str], reads: Iterator[_Read], part: str) -> None:
+        asset_id, num_clips = row["asset_id"], row["num_clips"] or 0
         is_counted = len(names) == num_clips and num_clips == max(names, default=-1) + 1 > 0
         if not is_counted:
             message = f"num_clips says {num_clips}, the clips are {_ranges(names) or 'none'}"
             self._report.add("clip_count", message, table="assets", part=part, id=asset_id)
-        totals = VideoTotals()
-        clips = [clip for name in names.values() if (clip := self._read(name, totals)) is not None]
+        totals, clips = VideoTotals(), []
+        for read in islice(reads, len(names)):
+            self._report.take(read.report)
+            if read.row is not None and read.track_ids is not None:
+                totals.add(read.row, read.track_ids)
+            if read.clip is not None:
+                clips.append(read.clip)
         self._check_order(clips, ends=is_counted and len(clips) == num_clips)
         if is_counted and totals.num_clips == num_clips:
             self._compare(row, totals.asset_row(), part)
 
-    def check_unfinished(self, finished: DoneSet) -> None:
+    def check_unfinished(self, pool: ThreadPoolExecutor, finished: DoneSet) -> None:
         """Check the clips that no row of `assets` has asked for. finished: the ids of all assets."""
         videos: dict[str, list[_Clip]] = {}
-        for name in sorted(self._left):
-            clip = self._read(name)
+        for read in in_order(pool, self._read, sorted(self._left)):
+            self._report.take(read.report)
+            clip = read.clip
             if clip is None:
                 continue
             if clip.asset_id in finished:
                 message = "its asset has a row in assets and is finished without it"
-                self._report.add("stray_clip", message, table="clips", part=name, id=clip.clip_id)
+                self._report.add("stray_clip", message, table="clips", part=clip.part, id=clip.clip_id)
             else:
                 videos.setdefault(clip.asset_id, []).append(clip)
         for clips in videos.values():
@@ -95,62 +122,50 @@ class VideoCheck:
                 break
         return names
 
-    def _read(self, part: str, totals: VideoTotals | None = None) -> _Clip | None:
-        """Check a clips part and the tracks part of the same name; None when the clip it is named for is not in it.
-
-        totals: of its video, to which it is added when all of it can be read.
-        """
-        before = damage(self._report)
-        rows = [row for batch in batches(self._store, "clips", part, self._report) for row in batch]
-        self._report.num_clips += len(rows)
-        if not rows and damage(self._report) == before:
-            self._report.add("empty_part", "there is no clip in it", table="clips", part=part)
-        own = [row for row in rows if self._is_in_place(row, part)]
+    def _read(self, part: str) -> _Read:
+        """Check a clips part and the tracks part of the same name. In any thread; what it finds is in a report of its own."""
+        report = self._report.of_a_piece()
+        rows = [row for batch in batches(self._store, "clips", part, report) for row in batch]
+        report.num_clips += len(rows)
+        if not rows and not damage(report):
+            report.add("empty_part", "there is no clip in it", table="clips", part=part)
+        own = [row for row in rows if self._is_in_place(row, part, report)]
         if not own:
-            return None
+            return _Read(report, None, None, None)
         row = own[0]
         if len(own) > 1:
-            self._report.add("duplicate_clip", f"there {len(own)} times in this part", table="clips", part=part, id=row["clip_id"])
-        self._report.add_all(clip_problems(row, part, self._runs, self._deep), "clips", part)
-        tracks = self._check_tracks(row, part)
-        if totals is not None and tracks.ids is not None:
-            totals.add(row, tracks.ids)
+            report.add("duplicate_clip", f"there {len(own)} times in this part", table="clips", part=part, id=row["clip_id"])
+        report.add_all(clip_problems(row, part, self._runs, self._deep), "clips", part)
+        tracks = self._check_tracks(row, part, report)
         times = row["start_s"], row["end_s"]
-        return _Clip(part, row["clip_id"], row["asset_id"], row["clip_index"], *times, row["is_last"], tracks.frames)
+        clip = _Clip(part, row["clip_id"], row["asset_id"], row["clip_index"], *times, row["is_last"], tracks.frames)
+        return _Read(report, clip, row, tracks.ids)
 
-    def _is_in_place(self, row: Mapping[str, Any], part: str) -> bool:
+    def _is_in_place(self, row: Mapping[str, Any], part: str, report: CheckReport) -> bool:
         name = clip_part_id(row["asset_id"], row["clip_index"])
         if name != part:
             message = f"the name should be part-{name}, from the clip in it: a part was renamed, copied or edited"
-            self._report.add("part_name", message, table="clips", part=part, id=row["clip_id"])
+            report.add("part_name", message, table="clips", part=part, id=row["clip_id"])
             if name in self._clips:
-                self._report.add("duplicate_clip", f"in 2 parts: {name}, {part}", table="clips", part=part, id=row["clip_id"])
+                report.add("duplicate_clip", f"in 2 parts: {name}, {part}", table="clips", part=part, id=row["clip_id"])
         return name == part
 
-    def _check_tracks(self, clip: Mapping[str, Any], part: str) -> _Tracks:
-        before, found, frames = damage(self._report), list[tuple[str, int]](), list[int]()
-        for rows in batches(self._store, "tracks", part, self._report) if part in self._tracks else ():
+    def _check_tracks(self, clip: Mapping[str, Any], part: str, report: CheckReport) -> _Tracks:
+        before, found, frames = damage(report), list[tuple[str, int]](), list[int]()
+        for rows in batches(self._store, "tracks", part, report) if part in self._tracks else ():
             found += [(row["track_id"], row["object_index"]) for row in rows]
             frames += [frame["frame_index"] for row in rows for frame in row["frames"]]
-            self._report.add_all(track_problems(rows, clip, part, self._deep), "tracks", part)
-        self._report.num_tracks += len(found)
+            report.add_all(track_problems(rows, clip, part, self._deep), "tracks", part)
+        report.num_tracks += len(found)
         objects = dict(found)
-        self._check_repeats(found, objects, part)
+        _check_repeats(found, objects, part, report)
         span = (min(frames), max(frames)) if frames else None
-        if damage(self._report) > before:
+        if damage(report) > before:
             return _Tracks(None, span)
         if len(objects) != clip["num_tracks"]:
             message = f"num_tracks says {clip['num_tracks']}, the tracks part of the same name has {len(objects)}"
-            self._report.add("track_count", message, table="clips", part=part, id=clip["clip_id"])
+            report.add("track_count", message, table="clips", part=part, id=clip["clip_id"])
         return _Tracks(list(objects), span)
-
-    def _check_repeats(self, found: Sequence[tuple[str, int]], objects: Mapping[str, int], part: str) -> None:
-        for track_id, times in Counter(track_id for track_id, _ in found).items():
-            if times > 1:
-                self._report.add("duplicate_track", f"there {times} times in this part", table="tracks", part=part, id=track_id)
-        for index, times in Counter(objects.values()).items():
-            if times > 1:
-                self._report.add("object_index", f"{times} objects of the clip have number {index}", table="tracks", part=part)
 
     def _check_order(self, clips: Sequence[_Clip], ends: bool) -> None:
         """Clips of one video in order: each begins where the one before ends, and only the last one `ends` the video, if it is there."""
@@ -181,6 +196,15 @@ class VideoCheck:
                 wrong.setdefault(_CODES.get(name, "video_row"), []).append(f"{name} is {row[name]!r}, from the clips {value!r}")
         for code, differences in wrong.items():
             self._report.add(code, "; ".join(differences), table="assets", part=part, id=row["asset_id"])
+
+
+def _check_repeats(found: Sequence[tuple[str, int]], objects: Mapping[str, int], part: str, report: CheckReport) -> None:
+    for track_id, times in Counter(track_id for track_id, _ in found).items():
+        if times > 1:
+            report.add("duplicate_track", f"there {times} times in this part", table="tracks", part=part, id=track_id)
+    for index, times in Counter(objects.values()).items():
+        if times > 1:
+            report.add("object_index", f"{times} objects of the clip have number {index}", table="tracks", part=part)
 
 
 def _ranges(numbers: Iterable[int]) -> str:

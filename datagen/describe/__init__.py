@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, Protocol
+
+from datagen.errors import EngineDiedError
+from datagen.events import Note, log_event
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,23 +69,32 @@ class Engine(Protocol):
     """What turns prompt embeddings into text. Requests may be made from any event loop, many at once."""
 
     async def generate(self, request: Request) -> Completion:
-        """Raises ModelOutputError when the model gives something unusable for this request."""
+        """Raises ModelOutputError when the model gives something unusable for this request, EngineDiedError when it gives no more."""
 
     def close(self) -> None:
         """Let go of processes and memory. Safe to call twice."""
 
 
-OnDeath = Callable[[str], None]
+OnDeath = Callable[[EngineDiedError], None]
 
 
-def exit_process(reason: str) -> NoReturn:
-    """End this worker at once: an engine that died cannot be revived inside it, and Ray then starts another and retries."""
-    print(f"datagen: the text engine died, so this worker ends: {reason}", file=sys.stderr, flush=True)
+def exit_process(error: EngineDiedError) -> NoReturn:
+    """End this worker at once, and so its engine's processes: Ray then starts another one and retries."""
+    print(f"datagen: this worker ends: {error.message}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
-def make_describe_step(job: Job) -> DescribeStep:
-    """The describe step of a job (a datagen.guard.Step whose `process` is thread-safe)."""
+def make_describe_step(job: Job, note: Note = log_event) -> DescribeStep:
+    """The describe step of a job (a datagen.guard.Step whose `process` is thread-safe).
+
+    When its engine dies or hangs, that is noted (`engine_died`, `engine_hung`), and a worker of Ray ends; in-process, `process` raises
+    EngineDiedError, and the step can be torn down and made anew.
+    """
     from datagen.describe.step import DescribeStep
 
-    return DescribeStep(job)
+    def on_death(error: EngineDiedError) -> None:
+        note(error.code, error.message, level=logging.ERROR)
+        if job.run.executor == "ray":
+            exit_process(error)
+
+    return DescribeStep(job, on_death)

@@ -37,7 +37,9 @@ class LoopThread:
             future.cancel()
 
     def stop(self) -> None:
-        """Cancel what still runs, then end the loop and the thread."""
+        """Cancel what still runs, then end the loop and the thread. Safe to call twice."""
+        if self._loop.is_closed():
+            return
         self.run(_cancel_others())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

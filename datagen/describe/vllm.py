@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import math
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -18,7 +19,8 @@ import torch
 from datagen.describe import Completion, OnDeath, Request, Sampling, exit_process
 from datagen.describe.loop import LoopThread
 from datagen.describe.reaper import Reaper
-from datagen.errors import ClusterError, ModelLoadError, ModelOutputError
+from datagen.describe.watchdog import Watchdog
+from datagen.errors import ClusterError, EngineDiedError, ModelLoadError, ModelOutputError
 from datagen.job import DescribeOptions
 from datagen.pam.checkpoint import Checkpoint
 from datagen.pam.llm import load_tokenizer, stop_token_ids, tokenizer_fingerprint
@@ -30,7 +32,11 @@ _GPU_BATCHED_TOKENS = 8192  # prefill a few regions per step: fills the GPU with
 
 
 class VllmEngine:
-    """Continuous batching with automatic prefix caching. `on_death` is called when the engine can answer no more."""
+    """Continuous batching with automatic prefix caching.
+
+    An engine that gives no token for `hang_timeout_s` while requests wait is taken for dead, and its processes are killed. `on_death`
+    is called once when the engine can answer no more, from any thread; then all requests raise EngineDiedError.
+    """
 
     def __init__(self, folder: Path, options: DescribeOptions, device: str, dtype: torch.dtype, on_death: OnDeath = exit_process) -> None:
         self._tokenizer = load_tokenizer(folder)
@@ -39,7 +45,9 @@ class VllmEngine:
         self._on_death = on_death
         self._dtype = dtype
         self._numbers = itertools.count()
-        self._closed = self._dead = False
+        self._closed = False
+        self._dying = threading.Lock()
+        self._death: EngineDiedError | None = None
         self._engine: Any = None
         self._reaper = Reaper()
         # The first process that Python spawns comes with a helper of its own, and starting that unblocks Ctrl-C.
@@ -47,6 +55,7 @@ class VllmEngine:
         self._loop = LoopThread("vllm")
         with _environment(options, device):
             self._start(_engine_arguments(folder, options, device, dtype))
+        self._watchdog = Watchdog(options.hang_timeout_s, self._on_hang)
 
     async def generate(self, request: Request) -> Completion:
         """Hand one request to the engine and wait for its text."""
@@ -57,6 +66,7 @@ class VllmEngine:
         if self._closed:
             return
         self._closed = True
+        self._watchdog.close()
         self._loop.run(_shut_down(self._engine))
         self._engine = None  # else it would try to shut down once more when the interpreter is half gone
         self._loop.stop()
@@ -77,6 +87,14 @@ class VllmEngine:
         await self._engine.get_supported_tasks()
         if self._engine.output_handler is not None:
             self._engine.output_handler.add_done_callback(lambda _: self._die("its output ended"))
+        # Requests hear only of their end; here every step of the engine comes by that made a token.
+        take = self._engine.output_processor.process_outputs
+
+        def take_and_note(*args: Any, **kwargs: Any) -> Any:
+            self._watchdog.heard()
+            return take(*args, **kwargs)
+
+        self._engine.output_processor.process_outputs = take_and_note
 
     async def _generate(self, request: Request) -> Any:
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -85,21 +103,32 @@ class VllmEngine:
         # A number makes the id unique when a sample is tried again.
         name = f"{request.request_id}-{next(self._numbers)}"
         try:
-            async for output in self._engine.generate(prompt, _sampling_params(request.sampling, self._stop_ids), request_id=name):
-                last = output
+            with self._watchdog.waiting():
+                async for output in self._engine.generate(prompt, _sampling_params(request.sampling, self._stop_ids), request_id=name):
+                    last = output
         except EngineDeadError as error:
-            self._die(str(error))
-            raise ClusterError(f"the vLLM engine died ({error}); rerun to resume") from error
+            raise self._die(str(error)) from error
         if last.outputs[0].finish_reason == "abort":
             # Nobody here aborts a request, so the engine was told to end, as all processes are on a machine that shuts down.
-            self._die("it aborted its requests")
-            raise ClusterError("the vLLM engine aborted its requests; rerun to resume")
+            raise self._die("it aborted its requests")
         return last
 
-    def _die(self, reason: str) -> None:
-        if not self._closed and not self._dead:
-            self._dead = True
-            self._on_death(reason)
+    def _on_hang(self, silent_s: float) -> None:
+        message = f"the vLLM engine hung: requests wait, and none got a token for {silent_s:.0f} s (describe.hang_timeout_s)"
+        self._tell(EngineDiedError(message, code="engine_hung"))
+        self._reaper.close()  # vLLM then notices a dead engine, and ends all requests
+
+    def _die(self, reason: str) -> EngineDiedError:
+        """The error for whoever waits; the first one says why."""
+        self._tell(EngineDiedError(f"the vLLM engine died: {reason}"))
+        death = self._death or EngineDiedError("the vLLM engine was closed")
+        return EngineDiedError(death.message, code=death.code)
+
+    def _tell(self, death: EngineDiedError) -> None:
+        with self._dying:  # also while it is told: no request may fail before a worker that is to end has ended
+            if not self._closed and self._death is None:
+                self._death = death
+                self._on_death(death)
 
     def _completion(self, request: Request, output: Any) -> Completion:
         answer = output.outputs[0]

@@ -15,7 +15,8 @@ from torch import Tensor
 from datagen.job import PerceiveOptions
 from datagen.masks import stability_score
 from datagen.pam.front_end import Decoded, FrontEnd, ImageFeatures
-from datagen.perceive.everything import Candidate, find_candidates
+from datagen.perceive.everything import Candidate, find_sized
+from datagen.perceive.memory import CallSize, sized_by
 from datagen.perceive.prompts import EncodedPrompt, encode_prompt
 from datagen.perceive.regions import ImageMask, image_masks
 from datagen.records import Prompt, Region, RegionTokens
@@ -70,29 +71,33 @@ class _Question:
     encoded: EncodedPrompt
 
 
-def perceive_batch(front_end: FrontEnd, pictures: Sequence[Picture], options: PerceiveOptions, prompts_per_call: int) -> list[Perception]:
-    """Regions and tokens of several images, in order. Raises PromptError for a prompt that makes no sense for its image."""
-    features = front_end.encode(torch.from_numpy(np.stack([picture.pixels for picture in pictures])))
-    images = [_open(front_end, features, index, picture, options, prompts_per_call) for index, picture in enumerate(pictures)]
-    for questions in _calls(front_end, images, prompts_per_call):
-        decoded = _decode(front_end, features, questions)
-        _answer(front_end, images, questions, decoded, options)
+def perceive_batch(front_end: FrontEnd, pictures: Sequence[Picture], options: PerceiveOptions, prompts: CallSize) -> list[Perception]:
+    """Regions and tokens of several images, in order. prompts: how many share a mask-decoder call.
+
+    Raises PromptError for a prompt that makes no sense for its image, memory.CallTooLargeError.
+    """
+    with sized_by("perceive.batch_size", len(pictures)):
+        features = front_end.encode(torch.from_numpy(np.stack([picture.pixels for picture in pictures])))
+    images = [_open(front_end, features, index, picture, options, prompts) for index, picture in enumerate(pictures)]
+    for questions in _calls(front_end, images, prompts):
+        with sized_by(prompts.option, len(questions)):
+            _answer(front_end, images, questions, _decode(front_end, features, questions), options)
+        prompts.fitted(len(questions))
     return [_close(image, front_end.dtype) for image in images]
 
 
 def _open(
-    front_end: FrontEnd, features: ImageFeatures, index: int, picture: Picture, options: PerceiveOptions, prompts_per_call: int
+    front_end: FrontEnd, features: ImageFeatures, index: int, picture: Picture, options: PerceiveOptions, prompts: CallSize
 ) -> _Image:
     """The prompts of one image: those given, or a box around each candidate of the point grid."""
     if picture.prompts is not None:
         return _Image(picture.width, picture.height, picture.prompts, [], Counter())
-    points_per_call = min(options.everything.points_per_call, prompts_per_call)
-    candidates, dropped = find_candidates(front_end, features, index, picture.width, picture.height, options.everything, points_per_call)
-    prompts = [Prompt(box=candidate.box, source="everything") for candidate in candidates]
-    return _Image(picture.width, picture.height, prompts, candidates, dropped)
+    candidates, dropped = find_sized(front_end, features, index, picture.width, picture.height, options.everything, prompts)
+    boxes = [Prompt(box=candidate.box, source="everything") for candidate in candidates]
+    return _Image(picture.width, picture.height, boxes, candidates, dropped)
 
 
-def _calls(front_end: FrontEnd, images: Sequence[_Image], prompts_per_call: int) -> Iterator[list[_Question]]:
+def _calls(front_end: FrontEnd, images: Sequence[_Image], prompts: CallSize) -> Iterator[list[_Question]]:
     """All prompts of all images, in groups that can share a mask-decoder call; images stay together within a call."""
     groups: dict[tuple[int, bool], list[_Question]] = {}
     for image_index, image in enumerate(images):
@@ -100,8 +105,11 @@ def _calls(front_end: FrontEnd, images: Sequence[_Image], prompts_per_call: int)
             encoded = encode_prompt(prompt, image.width, image.height, front_end.image_size)
             groups.setdefault(encoded.group, []).append(_Question(image_index, prompt_index, encoded))
     for questions in groups.values():
-        for start in range(0, len(questions), prompts_per_call):
-            yield questions[start : start + prompts_per_call]
+        start = 0
+        while start < len(questions):
+            some = questions[start : start + prompts.value]
+            yield some
+            start += len(some)
 
 
 def _decode(front_end: FrontEnd, features: ImageFeatures, questions: Sequence[_Question]) -> Decoded:

@@ -18,6 +18,7 @@ from torch import Tensor
 from datagen.job import EverythingOptions
 from datagen.masks import Box, box_iou, non_maximum_suppression, stability_score
 from datagen.pam.front_end import FrontEnd, ImageFeatures
+from datagen.perceive.memory import CallSize, sized_by
 from datagen.perceive.regions import image_masks, logit_boxes
 from datagen.records import RLE
 
@@ -81,6 +82,17 @@ def find_candidates(
         else:
             candidates.append(Candidate(mask.encode(), box, area, predicted_iou, stability))
     return candidates, +dropped
+
+
+def find_sized(
+    front_end: FrontEnd, features: ImageFeatures, image_index: int, width: int, height: int, options: EverythingOptions, prompts: CallSize
+) -> tuple[list[Candidate], Counter[str]]:
+    """find_candidates with as many points per call as fit. Raises memory.CallTooLargeError."""
+    points = min(options.points_per_call, prompts.value)
+    with sized_by(prompts.option, points):
+        found = find_candidates(front_end, features, image_index, width, height, options, points)
+    prompts.fitted(points)
+    return found
 
 
 def point_grid(side: int) -> NDArray[np.float32]:

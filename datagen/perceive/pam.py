@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from datagen.errors import DatagenError, JobError, ModelLoadError
+from datagen.events import Note, log_event
 from datagen.job import ModelOptions, PerceiveOptions
 from datagen.pam.checkpoint import resolve_model
 from datagen.pam.front_end import FrontEnd, load_front_end
 from datagen.perceive.batch import Picture, perceive_batch
+from datagen.perceive.memory import CallSize, CallTooLargeError, does_not_fit, free_cache
 from datagen.perceive.prompts import check_prompt
 from datagen.records import Failure, Sample
 
@@ -27,13 +29,15 @@ def front_end_for(model: ModelOptions, options: PerceiveOptions) -> FrontEnd:
 class PamPerceiveStep:
     """Samples with `pixels` become samples with `regions` and `tokens`. Implements `guard.Step`.
 
+    Where memory is short, fewer images share a call of the encoder, or fewer prompts one of the decoder, for a while: see CallSize.
     Failure codes: those of `check_prompt`, `out_of_memory` (one image alone, one prompt per call, still does not fit), and
     `perceive` for anything else, with the exception's own words.
     """
 
-    def __init__(self, model: ModelOptions, options: PerceiveOptions) -> None:
+    def __init__(self, model: ModelOptions, options: PerceiveOptions, note: Note = log_event) -> None:
         self.model, self.options = model, options
-        self.prompts_per_call = options.prompts_per_call
+        self._images = CallSize("perceive.batch_size", options.batch_size, note)
+        self._prompts = CallSize("perceive.prompts_per_call", options.prompts_per_call, note)
         self.front_end: FrontEnd | None = None
 
     def setup(self) -> None:
@@ -45,8 +49,7 @@ class PamPerceiveStep:
         # Decode keeps no pixels of a picture too thin to hold anything: it ends as empty.
         ready = [sample for sample in samples if sample.failure is None and (sample.pixels is not None or sample.asset.prompts)]
         ready = [sample for sample in ready if self._prompts_make_sense(sample)]
-        for start in range(0, len(ready), self.options.batch_size):
-            self._perceive(ready[start : start + self.options.batch_size])
+        self._perceive_all(ready)
         return samples
 
     def teardown(self) -> None:
@@ -62,31 +65,48 @@ class PamPerceiveStep:
             sample.fail(error.code, error.message)
         return sample.failure is None
 
-    def _perceive(self, samples: Sequence[Sample]) -> None:
-        """The whole batch; when that breaks, halves of it, down to the image that is to blame."""
-        failure = self._try(samples)
-        if failure is None:
-            return
-        if failure.code == "out_of_memory":
-            torch.cuda.empty_cache()
-        if len(samples) > 1:
+    def _perceive_all(self, samples: Sequence[Sample]) -> None:
+        done = 0
+        while done < len(samples):
+            some = samples[done : done + self._images.value]
+            self._perceive(some)
+            done += len(some)
+
+    def _perceive(self, samples: Sequence[Sample], last_try: bool = False) -> None:
+        """The whole batch; less at a time where memory is short; when it breaks, halves of it, down to the image that is to blame."""
+        problem = self._try(samples)
+        if problem is None:
+            self._images.fitted(len(samples))
+        elif isinstance(problem, CallTooLargeError):
+            free_cache()
+            if self._ask_less(problem, len(samples)):
+                self._perceive_all(samples)
+            elif not last_try:
+                self._perceive(samples, last_try=True)  # all that could be given back has been
+            else:
+                failure = does_not_fit("one image with one prompt per call", problem)
+                samples[0].fail(failure.code, failure.message)
+        elif len(samples) > 1:
             middle = len(samples) // 2
             self._perceive(samples[:middle])
             self._perceive(samples[middle:])
-        elif failure.code == "out_of_memory" and self.prompts_per_call > 1:
-            self.prompts_per_call //= 2  # stays so: the images after this one are likely as large
-            self._perceive(samples)
         else:
-            samples[0].fail(failure.code, failure.message)
+            samples[0].fail(problem.code, problem.message)
 
-    def _try(self, samples: Sequence[Sample]) -> Failure | None:
+    def _ask_less(self, short: CallTooLargeError, num_images: int) -> bool:
+        """Of the call that did not fit; of fewer images where it cannot be smaller itself."""
+        if short.option == self._prompts.option and self._prompts.shrink(short):
+            return True
+        return self._images.shrink(CallTooLargeError(self._images.option, num_images, str(short)))
+
+    def _try(self, samples: Sequence[Sample]) -> Failure | CallTooLargeError | None:
         """Returns what went wrong as a value, because an exception would keep the batch's tensors alive during the next try."""
         try:
             self._perceive_together(samples)
         except (JobError, ModelLoadError, torch.AcceleratorError):
             raise  # the job, the weights or the device are broken, not this image
-        except torch.OutOfMemoryError as error:
-            return Failure("out_of_memory", f"one image with one prompt per call does not fit into the device's memory: {error}")
+        except CallTooLargeError as error:
+            return error.bare()
         except DatagenError as error:
             return Failure(error.code, error.message)
         except Exception as error:  # noqa: BLE001 (any defect of one image becomes its own row)
@@ -103,7 +123,7 @@ class PamPerceiveStep:
                 found = None if sample.pixels is None else sample.pixels.shape
                 raise ValueError(f"the decode step should give pixels of shape {(size, size, 3)}, found {found}")
             pictures.append(Picture(sample.pixels, *_size(sample), sample.asset.prompts))
-        found_all = perceive_batch(self.front_end, pictures, self.options, self.prompts_per_call)
+        found_all = perceive_batch(self.front_end, pictures, self.options, self._prompts)
         for sample, perception in zip(samples, found_all, strict=True):
             sample.regions, sample.tokens, sample.pixels = perception.regions, perception.tokens, None
             for reason, count in perception.dropped.items():

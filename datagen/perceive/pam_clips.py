@@ -17,12 +17,14 @@ from itertools import chain, islice
 import numpy as np
 import torch
 
-from datagen.errors import ClusterError, MemoryShortError, ModelOutputError
+from datagen.errors import ClusterError, MemoryShortError
+from datagen.events import Note, log_event
 from datagen.job import PerceiveOptions
 from datagen.masks import box_iou, mask_iou
 from datagen.pam.tracker import Tracker
 from datagen.perceive.clips import ClipFindings, ClipObject, ClipScene, NewTrackId, handover_prompt
-from datagen.perceive.everything import Candidate, find_candidates
+from datagen.perceive.everything import Candidate, find_sized
+from datagen.perceive.memory import CallSize, CallTooLargeError, does_not_fit, free_cache, sized_by
 from datagen.perceive.tracking import track_clip
 from datagen.records import DecodedFrame, Event, Frame, Handover, Prompt, Track, TrackFrame
 
@@ -39,28 +41,38 @@ class _Path:
 
 
 class PamClipPerceiver:
-    """Implements clips.ClipPerceiver."""
+    """Implements clips.ClipPerceiver. Where memory is short, fewer objects or prompts share a call for a while: see CallSize."""
 
-    def __init__(self, tracker: Tracker, options: PerceiveOptions) -> None:
+    def __init__(self, tracker: Tracker, options: PerceiveOptions, note: Note = log_event) -> None:
         self.image_size = tracker.front_end.image_size
         self._tracker = tracker
         self._options = options
-        self._objects_per_call = options.track.objects_per_call
+        self._objects = CallSize("perceive.track.objects_per_call", options.track.objects_per_call, note)
+        self._prompts = CallSize("perceive.prompts_per_call", options.prompts_per_call, note)
+        self._is_last_try = False
 
     def perceive(
         self, scene: ClipScene, frames: Iterator[DecodedFrame], objects: Sequence[ClipObject], new_track_id: NewTrackId | None
     ) -> ClipFindings:
         """See clips.ClipPerceiver."""
         try:
-            return self._perceive(scene, frames, objects, new_track_id)
+            found = self._perceive(scene, frames, objects, new_track_id)
         except torch.AcceleratorError as error:
             raise ClusterError(f"the device of the perceive step failed: {error}; rerun to resume") from error
-        except torch.OutOfMemoryError as error:
-            if self._objects_per_call == 1:
-                raise ModelOutputError(f"one object of one frame does not fit into the memory: {error}", code="out_of_memory") from None
-            self._objects_per_call //= 2  # stays so: the clips after this one are likely as crowded
-        torch.cuda.empty_cache()
-        raise MemoryShortError("the clip is tried again with fewer objects per call")
+        except CallTooLargeError as error:
+            short = error.bare()
+        else:
+            self._is_last_try = False
+            return found
+        free_cache()
+        if not self._ask_less(short):
+            self._is_last_try = not self._is_last_try
+            if not self._is_last_try:
+                raise does_not_fit("one object of one frame", short)
+        raise MemoryShortError("the clip is tried again with less in a call")
+
+    def _ask_less(self, short: CallTooLargeError) -> bool:
+        return (self._prompts if short.option == self._prompts.option else self._objects).shrink(short)
 
     def _perceive(
         self, scene: ClipScene, frames: Iterator[DecodedFrame], objects: Sequence[ClipObject], new_track_id: NewTrackId | None
@@ -83,9 +95,9 @@ class PamClipPerceiver:
         """Prompts for everything in the last frame of `head` that none of the `objects` covers there."""
         known = self._seen_at_end(scene, head, objects)
         front_end, everything = self._tracker.front_end, self._options.everything
-        features = front_end.encode(torch.tensor(head[-1].pixels)[None])
-        calls = min(everything.points_per_call, self._options.prompts_per_call)
-        candidates, dropped = find_candidates(front_end, features, 0, scene.width, scene.height, everything, calls)
+        with sized_by(self._objects.option, 1):
+            features = front_end.encode(torch.tensor(head[-1].pixels)[None])
+        candidates, dropped = find_sized(front_end, features, 0, scene.width, scene.height, everything, self._prompts)
         fresh = [candidate for candidate in candidates if not _is_known(candidate, known)]
         dropped["already_followed"] = len(candidates) - len(fresh)
         kept = fresh[: max(0, everything.max_regions - len(known))]
@@ -138,16 +150,19 @@ class PamClipPerceiver:
             for _ in frames:  # the stream goes on behind them
                 pass
             return []
-        return track_clip(
-            self._tracker,
-            frames,
-            prompts,
-            num_frames,
-            scene.width,
-            scene.height,
-            objects_per_call=self._objects_per_call,
-            backward=self._options.track.backward,
-        )
+        with sized_by(self._objects.option, len(prompts)):
+            tracks = track_clip(
+                self._tracker,
+                frames,
+                prompts,
+                num_frames,
+                scene.width,
+                scene.height,
+                objects_per_call=self._objects.value,
+                backward=self._options.track.backward,
+            )
+        self._objects.fitted(len(prompts))
+        return tracks
 
     def _close(self, found: ClipFindings, track: Track, scene: ClipScene) -> None:
         """Take a finished track, unless it is to be dropped, and the hand-over of one that reaches the clip's end."""

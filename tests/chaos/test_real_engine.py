@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from kills import Run, descendants, gone, parts, title
 
@@ -33,9 +35,13 @@ def make_input(folder: Path) -> tuple[Path, set[str]]:
     return manifest, {row["asset_id"] for row in rows}
 
 
-def start(manifest: Path, output: Path, assets_per_part: int) -> Run:
-    options = [word for option in (*OPTIONS, f"write.assets_per_part={assets_per_part}") for word in ("--set", option)]
+def start(manifest: Path, output: Path, assets_per_part: int, *more: str) -> Run:
+    options = [word for option in (*OPTIONS, f"write.assets_per_part={assets_per_part}", *more) for word in ("--set", option)]
     return Run(ROOT / "pipelines" / "demo.yaml", manifest, output, "--model", "tiny", *options, faults=SLOW)
+
+
+def engine_cores(run: Run) -> list[psutil.Process]:
+    return [process for process in descendants(run.process.pid) if "EngineCore" in title(process)]
 
 
 def kill_driver(run: Run) -> None:
@@ -64,7 +70,7 @@ def test_three_runs_with_killed_workers_and_drivers(tmp_path: Path) -> None:
     run = start(manifest, output, assets_per_part=3)
     run.wait_for_parts(len(parts(output)) + 1, timeout=300)
     time.sleep(rng.uniform(0, 2))
-    engines = [process for process in descendants(run.process.pid) if "EngineCore" in title(process)]
+    engines = engine_cores(run)
     assert engines
     assert run.kill_worker("describe", rng)
     assert gone(engines, timeout_s=10) == []
@@ -79,3 +85,27 @@ def test_three_runs_with_killed_workers_and_drivers(tmp_path: Path) -> None:
     report = check_dataset(str(output), expected=expected)
     assert report.ok, report.violations[:5]
     assert report.statuses == {"ok": len(expected)}
+
+
+@pytest.mark.timeout(900)
+def test_an_engine_that_hangs_and_one_that_dies_are_replaced(tmp_path: Path) -> None:
+    manifest, expected = make_input(tmp_path)
+    output = tmp_path / "corpus"
+    run = start(manifest, output, 4, "describe.hang_timeout_s=15")
+    for number, blow in enumerate((signal.SIGSTOP, signal.SIGKILL), start=1):
+        run.wait_for_parts(number, timeout=300)
+        cores = engine_cores(run)
+        assert cores
+        for core in cores:
+            core.send_signal(blow)
+        assert gone(cores, timeout_s=120) == []
+
+    summary = run.finish(timeout=500)
+
+    report = check_dataset(str(output), expected=expected)
+    assert report.ok, report.violations[:5]
+    assert report.statuses == {"ok": len(expected)}
+    [log] = (output / "_datagen" / "logs").glob("*.jsonl")
+    events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
+    assert [event for event in events if event.startswith("engine_")] == ["engine_hung", "engine_died"]
+    assert summary["counters"]["engine_restarts"] == 2

@@ -14,6 +14,7 @@ STEPS = ("sources", "decode", "perceive", "describe", "assemble", "write")
 # What every step may use: contracts and pure functions, none of which knows a step.
 SHARED = (
     "errors",
+    "events",
     "faults",
     "guard",
     "job",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,16 @@ import pytest
 import torch
 from describe_helpers import golden_job, sample_with_tokens
 
-from datagen.describe import Request, Sampling
+from datagen.describe import Request, Sampling, make_describe_step
 from datagen.describe.step import DescribeStep
-from datagen.errors import ClusterError
+from datagen.errors import EngineDiedError
+from datagen.graph import note_to
+from datagen.guard import Guarded
+from datagen.job import RunOptions
+from datagen.ledger import Ledger, LocalLedger
 from datagen.pam.checkpoint import Checkpoint
 from datagen.records import TASKS
+from datagen.write import open_store
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -110,7 +116,7 @@ def prompts_won_by_unused_rows(golden: Path) -> tuple[list[torch.Tensor], int]:
 
 
 def test_a_dead_engine_ends_the_worker(golden: Path, model_cache: Path):
-    reasons: list[str] = []
+    reasons: list[EngineDiedError] = []
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     step = DescribeStep(golden_job(golden), on_engine_death=reasons.append)
     step.setup()
@@ -120,9 +126,34 @@ def test_a_dead_engine_ends_the_worker(golden: Path, model_cache: Path):
     core.send_signal(signal.SIGINT)
     assert step.process([sample_with_tokens(1)])[0].status == "ok"
     core.kill()
-    with pytest.raises(ClusterError, match="vLLM engine died"):
+    with pytest.raises(EngineDiedError, match="vLLM engine died"):
         step.process([sample_with_tokens(2)])
-    assert reasons
+    assert [reason.code for reason in reasons] == ["engine_died"]
     step.teardown()
     _, alive = psutil.wait_procs(started, timeout=10)
+    assert not alive
+
+
+@pytest.mark.parametrize(("blow", "event"), [(signal.SIGSTOP, "engine_hung"), (signal.SIGKILL, "engine_died")])
+def test_in_process_a_lost_engine_is_replaced(blow: signal.Signals, event: str, golden: Path, model_cache: Path, tmp_path: Path):
+    """As the graph does it without Ray. A stopped engine core is a true hang: it lives, and says nothing."""
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    job = golden_job(golden, hang_timeout_s=8.0).model_copy(update={"run": RunOptions(executor="inprocess")})
+    ledger = Ledger(open_store(str(tmp_path)), tries=3)
+    note = partial(note_to, LocalLedger(ledger), "describe")
+    guarded = Guarded("describe", partial(make_describe_step, job, note), LocalLedger(ledger), renews=True)
+    try:
+        assert guarded.process([sample_with_tokens(1, name="warm")])[0].status == "ok"
+        cores = [p for p in psutil.Process().children(recursive=True) if p.pid not in before and "EngineCore" in " ".join(p.cmdline())]
+        for core in cores:
+            core.send_signal(blow)
+        done = guarded.process([sample_with_tokens(2, name="a"), sample_with_tokens(1, name="b")])
+    finally:
+        guarded.teardown()
+    assert [sample.status for sample in done] == ["ok", "ok"]
+    assert all(region.texts for sample in done for region in sample.regions)
+    events = [line["event"] for line in ledger.events()]
+    assert events == ["worker_started", event, "worker_started", "worker_lost"]
+    assert ledger.progress()["engine_restarts"] == 1
+    _, alive = psutil.wait_procs(cores, timeout=10)
     assert not alive

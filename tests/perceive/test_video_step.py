@@ -8,9 +8,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from tracker_model import HEIGHT, SIZE, WIDTH, box_at, picture, small_front_end
 
 from datagen.decode.reader import VideoReader
+from datagen.events import Note, log_event
 from datagen.job import DecodeOptions, PerceiveOptions
 from datagen.pam.tracker import Tracker
 from datagen.perceive.fake import FakeClipPerceiver
@@ -259,6 +261,41 @@ def test_an_error_in_one_clip_ends_its_video_and_no_other(video: Path) -> None:
     assert (second.failure.code, second.failure.message, second.clip.is_last) == ("perceive", "RuntimeError: boom", True)
     assert second.clip.start_s == 1.0
     assert len(again) == 2
+
+
+def test_a_crowded_clip_is_followed_fewer_objects_at_a_time_until_there_is_room_again(
+    video: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datagen.perceive.memory._CALM", 1)
+    transformer, sizes, events = tracker.segmenter.sam_mask_decoder.transformer, list[int](), list[tuple[str, int]]()
+    options = PerceiveOptions()
+    prompts = [Prompt(box=box_at(0, shape)) for shape in range(3)]
+
+    def follow(note: Note) -> list[Sample]:
+        perceiver = PamClipPerceiver(tracker, options, note)
+        step = VideoPerceiveStep(lambda: perceiver, lambda size: VideoReader(DecodeOptions(max_clip_s=1.0), size))
+        step.setup()
+        try:
+            return list(step.clips(Sample(0, Asset("v", str(video), "video", prompts))))
+        finally:
+            step.teardown()
+
+    def allocate(_: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(inputs[0]))
+        if len(sizes) < 8 and sizes[-1] > 1:
+            raise torch.OutOfMemoryError("no room")
+
+    undisturbed = follow(log_event)
+    with transformer.register_forward_pre_hook(allocate):
+        found = follow(lambda event, message, **facts: events.append((event, facts["value"])))
+
+    assert sizes[:2] == [3, 1]
+    assert max(sizes[2:]) == 3
+    assert events == [("memory_short", 1), ("memory_ample", 2), ("memory_ample", 4)]
+    assert [clip.failure for clip in found] == [None] * 3
+    for one, other in zip(undisturbed, found, strict=True):
+        for track, again in zip(one.tracks, other.tracks, strict=True):
+            assert [seen.predicted_iou for seen in track.frames] == pytest.approx([seen.predicted_iou for seen in again.frames], abs=1e-3)
 
 
 def test_the_fakes_frames_equal_those_of_the_file(clips: Clips, video: Path) -> None:
