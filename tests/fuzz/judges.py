@@ -1,0 +1,180 @@
+"""What must hold for any bytes whatever: a judge per kind of file takes one case through the real code and names what became of it.
+
+Pictures and videos go through their steps with the real decoding child, manifests from the listing to a finished job in this process,
+job files through `load_job`. A judge raises AssertionError where a promise is broken: an exception other than datagen's own, an asset
+without a row, a Python error in the decoding child, more than LONGEST_S.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from bad_media import encoded, quadrants
+from video_files import clip
+
+from datagen.check import check_dataset
+from datagen.decode import make_decode_step, make_video_reader
+from datagen.errors import JobError, SourceError
+from datagen.job import Job, load_job, parse_job
+from datagen.perceive import make_video_step
+from datagen.records import Asset, Sample, asset_id_of
+from datagen.run import run_job
+from datagen.sources import open_source
+
+LONGEST_S = 10.0
+MOST_CLIPS = 2000
+IMAGE_SIZE = 32
+IMAGE_CODES = {"empty_file", "not_an_image", "truncated", "corrupt", "bomb", "out_of_memory", "decoder_crashed"}
+VIDEO_CODES = IMAGE_CODES - {"not_an_image"} | {"not_a_video", "no_video_stream", "no_frames", "unsupported_codec"}
+LISTING_CODES = {"manifest_bad_row", "manifest_no_uri", "manifest_bad_prompts", "unsupported_uri", "refused_uri"}
+
+Judge = Callable[[str, bytes], str]
+"""(file name, content) -> what became of it, such as `ok` or an error code."""
+
+
+def fake_job(**groups: Any) -> Job:
+    """Fakes for the models, in this process."""
+    return parse_job(
+        {
+            "decode": {"timeout_s": LONGEST_S, "max_clip_s": 0.5},
+            "perceive": {"engine": "fake"},
+            "describe": {"engine": "fake"},
+            "run": {"executor": "inprocess"},
+            **groups,
+        }
+    )
+
+
+@contextmanager
+def image_judge(folder: Path) -> Iterator[Judge]:
+    """The decode step."""
+    step = make_decode_step(fake_job(), IMAGE_SIZE)
+    step.setup()
+
+    def judge(name: str, data: bytes) -> str:
+        (folder / name).write_bytes(data)
+        [sample] = step.process([_sample(folder / name, "image")])
+        if sample.failure is None:
+            assert sample.pixels is not None or min(sample.width or 0, sample.height or 0) < 2
+            return "ok"
+        return _code(sample, IMAGE_CODES)
+
+    try:
+        yield _in_time(judge)
+    finally:
+        step.teardown()
+
+
+@contextmanager
+def video_judge(folder: Path) -> Iterator[Judge]:
+    """The perceive step of videos, with a fake model behind the real reader."""
+    job = fake_job()
+    step = make_video_step(job, IMAGE_SIZE, lambda size: make_video_reader(job, size))
+    step.setup()
+
+    def judge(name: str, data: bytes) -> str:
+        (folder / name).write_bytes(data)
+        clips = list(itertools.islice(step.clips(_sample(folder / name, "video")), MOST_CLIPS))
+        assert len(clips) < MOST_CLIPS, f"a video of nine frames has {MOST_CLIPS} clips or more"
+        assert clips
+        assert [clip.clip is not None and clip.clip.is_last for clip in clips] == [False] * (len(clips) - 1) + [True]
+        return "ok" if clips[-1].failure is None else _code(clips[-1], VIDEO_CODES)
+
+    try:
+        yield _in_time(judge)
+    finally:
+        step.teardown()
+
+
+@contextmanager
+def manifest_judge(folder: Path) -> Iterator[Judge]:
+    """A whole job over the manifest; it names some files that there are."""
+    (folder / "sub").mkdir()
+    for name in ("a.png", "sub/c.png"):
+        (folder / name).write_bytes(encoded(quadrants(), "PNG"))
+    (folder / "b.jpg").write_bytes(encoded(quadrants(), "JPEG"))
+    clip(folder, 6, "film.mp4")
+    output = folder / "corpus"
+
+    def judge(name: str, data: bytes) -> str:
+        (folder / name).write_bytes(data)
+        shutil.rmtree(output, ignore_errors=True)
+        job = fake_job(source={"input": str(folder / name)}, output=str(output), decode={"timeout_s": 5})
+        try:
+            assets = list(open_source(job.source, job.s3))
+        except SourceError:
+            with _raises(SourceError):
+                run_job(job)
+            return "refused"
+        codes = {asset.failure.code for asset in assets if asset.failure}
+        assert codes <= LISTING_CODES, codes
+        ids = {asset.asset_id for asset in assets}
+        summary = run_job(job)
+        assert summary.listed == sum(summary.statuses.values()) == len(ids)
+        if not ids:
+            return "nothing listed"
+        report = check_dataset(str(output), expected=ids)
+        assert report.ok, report.violations[:5]
+        errors = pq.read_table(output / "assets", columns=["error_code"])["error_code"].to_pylist()
+        unexpected = {code for code in errors if code and code.endswith(("_error", "_crashed", "_timeout"))}
+        assert not unexpected, unexpected
+        return "listed, some rows bad" if codes else "listed"
+
+    yield _in_time(judge)
+
+
+@contextmanager
+def job_judge(folder: Path) -> Iterator[Judge]:
+    """A job file, and the command line's way of changing it."""
+
+    def judge(name: str, data: bytes) -> str:
+        (folder / name).write_bytes(data)
+        try:
+            job = load_job(folder / name, overrides=["write.assets_per_part=7"])
+        except JobError:
+            return "refused"
+        assert job.hash()
+        assert Job.model_validate_json(job.model_dump_json()) == job
+        return "ok"
+
+    yield _in_time(judge)
+
+
+def _in_time(judge: Judge) -> Judge:
+    def timed(name: str, data: bytes) -> str:
+        started = time.process_time(), time.monotonic()
+        outcome = judge(name, data)
+        # A machine that stood still meanwhile is no hang: then the decoder's own limit says so.
+        assert min(time.monotonic() - started[1], time.process_time() - started[0]) < LONGEST_S, f"{outcome}, but it took too long"
+        return outcome
+
+    return timed
+
+
+def _sample(path: Path, media_type: Any) -> Sample:
+    return Sample(0, Asset(asset_id_of(str(path)), str(path), media_type))
+
+
+def _code(sample: Sample, allowed: set[str]) -> str:
+    failure = sample.failure
+    assert failure is not None
+    assert failure.code in allowed, f"{failure.code}: {failure.message}"
+    assert "Traceback" not in failure.message, failure.message
+    assert len(failure.message) > 10
+    return failure.code
+
+
+@contextmanager
+def _raises(kind: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except kind:
+        return
+    raise AssertionError(f"the listing raises {kind.__name__}, and the run does not")
