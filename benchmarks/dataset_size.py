@@ -50,8 +50,9 @@ def make_regions() -> list[Region]:
     return regions
 
 
-def write_dataset(store: Store, num_assets: int, regions_every: int) -> None:
-    options, regions = WriteOptions(), make_regions()
+def write_dataset(store: Store, num_assets: int, regions_every: int, assets_per_part: int = WriteOptions().assets_per_part) -> None:
+    """Assets `0.jpg`, `1.jpg`, ..."""
+    options, regions = WriteOptions(assets_per_part=assets_per_part), make_regions()
     record = RunRecord.new(Job())
     prepare_output(store, Job())
     record.write(store, status="finished")
@@ -73,11 +74,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=int, default=100_000)
     parser.add_argument("--regions-every", type=int, default=10, help="one asset in so many has 8 regions")
+    parser.add_argument("--assets-per-part", type=int, default=WriteOptions().assets_per_part)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(folder)
         started = time.monotonic()
-        write_dataset(store, arguments.assets, arguments.regions_every)
+        write_dataset(store, arguments.assets, arguments.regions_every, arguments.assets_per_part)
         print(f"write        {time.monotonic() - started:8.1f} s   {arguments.assets / (time.monotonic() - started):10,.0f} assets/s")
         before, started = peak_mib(), time.monotonic()
         done = done_assets(store)
@@ -87,7 +89,8 @@ def main() -> None:
         seconds = time.monotonic() - started
         found = "sound" if report.ok else str(dict(report.by_code))
         rate = f"{report.num_regions:,} regions ({report.num_regions / seconds:,.0f}/s)"
-        print(f"check        {seconds:8.1f} s   {report.num_parts:,} parts, {rate}, peak memory +{peak_mib() - before:.0f} MiB, {found}")
+        parts = f"{report.num_parts:,} parts ({report.num_parts / seconds:,.0f}/s)"
+        print(f"check        {seconds:8.1f} s   {parts}, {rate}, peak memory +{peak_mib() - before:.0f} MiB, {found}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -22,24 +23,21 @@ class Raylets:
 
     def __init__(self, count: int = 2, num_cpus: int = 4) -> None:
         self._folder = tempfile.mkdtemp(prefix="ry-", dir="/tmp")  # short: sockets lie in it
-        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": self._folder}
+        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": self._folder, "RAY_raylet_start_wait_time_s": "240"}
         from ray.cluster_utils import Cluster
 
         self._node: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": 1, "object_store_memory": _STORE_BYTES}
         head = {"num_cpus": 0, "object_store_memory": _STORE_BYTES, "include_dashboard": False, "_system_config": _HEALTH}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._lost: list[Any] = []
-        for _ in range(count):
-            self.add()
+        self._count = count
+        while len(self._alive()) < count:
+            self.mend()
 
     @property
     def address(self) -> str:
         """For `run.ray_address`."""
         return str(self._cluster.address)
-
-    def add(self) -> None:
-        """Start one more."""
-        self._cluster.add_node(wait=False, **self._node)
 
     def pids(self) -> list[int]:
         """Of the raylets that were not killed, without the head's."""
@@ -56,10 +54,12 @@ class Raylets:
         return True
 
     def mend(self) -> None:
-        """Put a new raylet in the place of each that was killed."""
+        """Put a new raylet in the place of each that was killed; the next call goes on where a busy machine does not start one in time."""
         while self._lost:
             self._cluster.remove_node(self._lost.pop(), allow_graceful=False)
-            self.add()
+        with contextlib.suppress(Exception):  # Ray has no other kind for a raylet that is late; it comes, or not, and is not one of ours
+            while len(self._alive()) < self._count:
+                self._cluster.add_node(wait=False, **self._node)
 
     def __enter__(self) -> Raylets:
         return self
