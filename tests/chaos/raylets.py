@@ -10,6 +10,8 @@ import tempfile
 from types import TracebackType
 from typing import Any
 
+# Ray gives up on a node that takes more than half a minute to start, which one of several on two busy cores may.
+PATIENT = {"RAY_raylet_start_wait_time_s": "240", "RAY_gcs_server_request_timeout_seconds": "240"}
 _STORE_BYTES = 200 * 2**20
 # A lost raylet is given up after about five seconds instead of a quarter of a minute; one that is only slow is not.
 _HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
@@ -23,7 +25,7 @@ class Raylets:
 
     def __init__(self, count: int = 2, num_cpus: int = 4) -> None:
         self._folder = tempfile.mkdtemp(prefix="ry-", dir="/tmp")  # short: sockets lie in it
-        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": self._folder, "RAY_raylet_start_wait_time_s": "240"}
+        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": self._folder, **PATIENT}
         from ray.cluster_utils import Cluster
 
         self._node: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": 1, "object_store_memory": _STORE_BYTES}

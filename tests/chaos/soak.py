@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -254,60 +254,87 @@ def bucket_server(rng: random.Random) -> Iterator[FaultyProxy]:
         yield proxy
 
 
-def soak(minutes: float, seed: int, say: Callable[[str], None] = lambda line: None) -> Tally:
-    """Fight round after round for so many minutes, the last one to its end."""
-    folder, rng, clock, tally = Path(tempfile.mkdtemp(prefix="soak-")), random.Random(seed), Clock(), Tally(seed)
-    os.environ |= {"DATAGEN_FAULTS": json.dumps(FAULTS), "DATAGEN_CACHE": str(folder / "cache")}
-    pool = Pool.make(folder / "in")
-    with ExitStack() as stack:
-        proxy, raylets = stack.enter_context(bucket_server(random.Random(seed + 1))), stack.enter_context(Raylets())
-        deadline = clock.now() + 60 * minutes
-        try:
-            while clock.now() < deadline:
-                number = tally.rounds.total()
-                name, (ray, place) = f"round-{number}", TURNS[number % len(TURNS)]
-                corpus = pool.draw(name, IMAGES, VIDEOS, rng, with_slow=number % 3 == 2)
-                job, options = folder / f"{name}.json", ("--set", f"run.retry_failed={rng.choice((0, 1))}")
-                if place == "s3":
-                    through = options_of(proxy.address)
-                    bucket = new_bucket(options_of(os.environ["AWS_ENDPOINT_URL"]))
-                    output, root = f"s3://{bucket}/corpus", f"{bucket}/corpus"
-                    job.write_text(json.dumps(_job(raylets if ray == "raylets" else None) | {"s3": through.model_dump()}))
-                    filesystem: fs.FileSystem = _s3_filesystem()
-                else:
-                    output = root = str(folder / name)
-                    job.write_text(json.dumps(_job(raylets if ray == "raylets" else None)))
-                    filesystem = fs.LocalFileSystem()
-                tally.rounds[f"{ray}/{place}"] += 1
-                nodes = raylets if ray == "raylets" else None
-                battle = Round(corpus, job, output, options, filesystem, root, nodes, tally, clock, deadline, rng)
+class Soak:
+    """Round after round on one set of raylets and one bucket server; `tally` has what came of them."""
+
+    def __init__(self, folder: Path, minutes: float, seed: int, proxy: FaultyProxy, raylets: Raylets) -> None:
+        self.tally = Tally(seed)
+        self._folder, self._proxy, self._raylets = folder, proxy, raylets
+        self._rng, self._clock = random.Random(seed), Clock()
+        self._pool = Pool.make(folder / "in")
+        self._deadline = self._clock.now() + 60 * minutes
+
+    def run(self, say: Callable[[str], None]) -> None:
+        """Until the time is up, the last round to its end, or until a promise is broken."""
+        number = 0
+        while self._clock.now() < self._deadline and not self.tally.violations:
+            ray, place = TURNS[number % len(TURNS)]
+            battle = self._next_round(f"round-{number}", ray, place, with_slow=number % 3 == 2)
+            self.tally.rounds[f"{ray}/{place}"] += 1
+            try:
                 battle.fight()
                 battle.prove()
-                if place == "s3" and client(options_of(os.environ["AWS_ENDPOINT_URL"])).list_multipart_uploads(Bucket=bucket).get(
-                    "Uploads"
-                ):
-                    raise Broken(f"{output} has unfinished multipart uploads")
-                _note_logs(tally, folder)
-                say(f"{clock.now():6.0f} s  {name} ({ray}, {place}): {len(corpus.fates)} assets; kills so far: {_named(tally.kills)}")
-        except Broken as error:
-            tally.violations.append(f"{name} ({ray}, {place}): {error}")
-            _note_logs(tally, folder)
-        tally.proxy.update(proxy.done)
-    tally.seconds = clock.now()
-    if tally.violations:
-        tally.folder = str(folder)
+                self._refuse_unfinished_uploads(battle)
+            except Broken as error:
+                self.tally.violations.append(f"round-{number} ({ray}, {place}): {error}")
+            self.tally.seconds = self._clock.now()
+            _count_events(self.tally, self._folder)
+            say(f"{self.tally.seconds:6.0f} s  round {number} ({ray}, {place}); kills so far: {_named(self.tally.kills)}")
+            number += 1
+        self.tally.proxy.update(self._proxy.done)
+
+    def _next_round(self, name: str, ray: str, place: str, *, with_slow: bool) -> Round:
+        corpus = self._pool.draw(name, IMAGES, VIDEOS, self._rng, with_slow=with_slow)
+        raylets = self._raylets if ray == "raylets" else None
+        output, root, filesystem, s3 = str(self._folder / name), str(self._folder / name), fs.LocalFileSystem(), {}
+        if place == "s3":
+            bucket = new_bucket(options_of(os.environ["AWS_ENDPOINT_URL"]))
+            output, root, filesystem = f"s3://{bucket}/corpus", f"{bucket}/corpus", _s3_filesystem()
+            s3 = {"s3": options_of(self._proxy.address).model_dump()}
+        job = self._folder / f"{name}.json"
+        job.write_text(json.dumps(_job(raylets) | s3))
+        options = ("--set", f"run.retry_failed={self._rng.choice((0, 1))}")
+        return Round(
+            corpus,
+            job,
+            output,
+            options,
+            filesystem,
+            root,
+            raylets,
+            self.tally,
+            self._clock,
+            self._deadline,
+            random.Random(self._rng.random()),
+        )
+
+    def _refuse_unfinished_uploads(self, battle: Round) -> None:
+        if battle.output.startswith("s3://"):
+            s3 = client(options_of(os.environ["AWS_ENDPOINT_URL"]))
+            if s3.list_multipart_uploads(Bucket=battle.root.split("/")[0]).get("Uploads"):
+                raise Broken(f"{battle.output} has unfinished multipart uploads")
+
+
+def soak(minutes: float, seed: int, say: Callable[[str], None] = lambda line: None) -> Tally:
+    """Fight for so many minutes, and longer to finish the last corpus. The folder is kept when a promise was broken."""
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    os.environ |= {"DATAGEN_FAULTS": json.dumps(FAULTS), "DATAGEN_CACHE": str(folder / "cache")}
+    with bucket_server(random.Random(seed + 1)) as proxy, Raylets() as raylets:
+        fight = Soak(folder, minutes, seed, proxy, raylets)
+        fight.run(say)
+    if fight.tally.violations:
+        fight.tally.folder = str(folder)
     else:
         shutil.rmtree(folder)
-    return tally
+    return fight.tally
 
 
 def _job(raylets: Raylets | None) -> dict[str, Any]:
     run: dict[str, Any] = {"crash_tries": 8}  # more often than chance hits one asset
     if raylets is None:
         return OPTIONS | {"run": run | {"object_store_gib": 0.2}}
-    on_gpu = {"perceive": {"num_gpus": 0.3}, "describe": {"num_gpus": 0.6}}
-    options = {step: values | ({"pool": on_gpu[step]} if step in on_gpu else {}) for step, values in OPTIONS.items()}
-    return options | {"run": run | {"ray_address": raylets.address}}
+    on_gpu = {step: OPTIONS[step] | {"pool": {"num_gpus": 0.5}} for step in ("perceive", "describe")}
+    return OPTIONS | on_gpu | {"run": run | {"ray_address": raylets.address}}
 
 
 def _s3_filesystem() -> fs.FileSystem:
@@ -315,7 +342,7 @@ def _s3_filesystem() -> fs.FileSystem:
     return fs.S3FileSystem(access_key=CREDENTIALS["AWS_ACCESS_KEY_ID"], secret_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"], **place)
 
 
-def _note_logs(tally: Tally, folder: Path) -> None:
+def _count_events(tally: Tally, folder: Path) -> None:
     """Count from all event logs so far what workers had to take up from others."""
     tally.retries = tally.crashes = 0
     for log in folder.glob("**/logs/*.jsonl"):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from kills import expected_ids, make_input
+from raylets import PATIENT
 
 from datagen.check import check_dataset
 
@@ -74,7 +75,7 @@ def ray_on(nodes: dict[str, str], folder: str) -> Iterator[str]:
     head, *others = nodes.items()
     address, started = f"{head[1]}:{PORT}", []
     common = ["--temp-dir", folder, "--object-store-memory", str(100 * 2**20), "--disable-usage-stats", "--block"]
-    environment = os.environ | {"RAY_raylet_start_wait_time_s": "240"}
+    environment = os.environ | PATIENT
     try:
         for (name, own), place in (
             (head, ["--head", "--port", str(PORT), "--num-cpus", "0", "--include-dashboard", "false"]),

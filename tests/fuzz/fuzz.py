@@ -49,9 +49,10 @@ KINDS = {
 
 @dataclass
 class Fuzzed:
-    """What became of the cases of a kind. problem: the broken promise, if one was."""
+    """What became of the cases of a kind. examples: the first case of each outcome. problem: the broken promise, if one was."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     slowest_s: float = 0.0
     slowest: str = ""
@@ -79,7 +80,9 @@ def fuzz(name: str, cases: int, seed: int, folder: Path) -> Fuzzed:
         @given(st.sampled_from(sorted(seeds)), mutations())
         def try_one(file_name: str, some: list[Mutation]) -> None:
             started = time.monotonic()
-            found.outcomes[judge(file_name, mutated(seeds[file_name], some, others))] += 1
+            outcome = judge(file_name, mutated(seeds[file_name], some, others))
+            found.outcomes[outcome] += 1
+            found.examples.setdefault(outcome, f"{file_name} {some}")
             took = time.monotonic() - started
             if took > found.slowest_s:
                 found.slowest_s, found.slowest = took, f"{file_name} {some}"
@@ -111,6 +114,8 @@ def main() -> None:
             f"{name:<10} {found.cases:>6} cases in {found.seconds:.0f} s; slowest {found.slowest_s:.1f} s: {found.slowest}\n  {counts}",
             flush=True,
         )
+        if "decoder_crashed" in found.examples:  # a failed row as promised, but worth a look
+            print(f"  decoder_crashed: {found.examples['decoder_crashed']}")
         if found.problem:
             failed = True
             print(f"  BROKEN, see {folder / name}\n{found.problem}", flush=True)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 from bad_media import encoded, quadrants
 from video_files import clip
@@ -35,10 +36,11 @@ from datagen.write import RunRecord, prepare_output, publish_part
 from datagen.write.layout import RUNS
 
 LONGEST_S = 10.0
+SILENT_S = 30.0
 MOST_CLIPS = 2000
 WHOLE_RUN_EVERY = 50
 IMAGE_SIZE = 32
-IMAGE_CODES = {"empty_file", "not_an_image", "truncated", "corrupt", "bomb", "out_of_memory", "decoder_crashed"}
+IMAGE_CODES = {"empty_file", "not_an_image", "truncated", "corrupt", "bomb", "out_of_memory", "decoder_crashed", "decode_timeout"}
 VIDEO_CODES = IMAGE_CODES - {"not_an_image"} | {"not_a_video", "no_video_stream", "no_frames", "unsupported_codec"}
 LISTING_CODES = {"manifest_bad_row", "manifest_no_uri", "manifest_bad_prompts", "unsupported_uri", "refused_uri"}
 
@@ -50,7 +52,7 @@ def fake_job(**groups: Any) -> Job:
     """Fakes for the models, in this process."""
     return parse_job(
         {
-            "decode": {"timeout_s": LONGEST_S, "max_clip_s": 0.5},
+            "decode": {"timeout_s": SILENT_S, "max_clip_s": 0.5},
             "perceive": {"engine": "fake"},
             "describe": {"engine": "fake"},
             "run": {"executor": "inprocess"},
@@ -117,8 +119,8 @@ def manifest_judge(folder: Path) -> Iterator[Judge]:
         (folder / name).write_bytes(data)
         whole = zlib.crc32(data) % WHOLE_RUN_EVERY == 0
         output = outputs[whole]
-        for table in ("assets", "regions", *(("clips", "tracks", "_datagen") if whole else ())):
-            shutil.rmtree(output / table, ignore_errors=True)
+        for old in (output,) if whole else (output / "assets", output / "regions"):
+            shutil.rmtree(old, ignore_errors=True)
         job = fake_job(source={"input": str(folder / name)}, output=str(output))
         try:
             assets = list(open_source(job.source, job.s3))
@@ -183,13 +185,24 @@ def job_judge(folder: Path) -> Iterator[Judge]:
 
 def _in_time(judge: Judge) -> Judge:
     def timed(name: str, data: bytes) -> str:
-        started = time.process_time(), time.monotonic()
+        used = _cpu_s()
         outcome = judge(name, data)
-        # A machine that stood still meanwhile is no hang: then the decoder's own limit says so.
-        assert min(time.monotonic() - started[1], time.process_time() - started[0]) < LONGEST_S, f"{outcome}, but it took too long"
+        if outcome == "decode_timeout":  # a busy machine does that, too, but not twice to the same file
+            outcome = judge(name, data)
+            assert outcome != "decode_timeout", f"no sign of life from the decoder for {SILENT_S:g} s, twice"
+            return outcome
+        used = _cpu_s() - used  # whoever else works on this machine makes everything take longer, but not this
+        assert used < LONGEST_S, f"{outcome}, but it took {used:.0f} s of this machine's processors"
         return outcome
 
     return timed
+
+
+def _cpu_s() -> float:
+    """Of this process and its children, as long as they live."""
+    here = psutil.Process()
+    times = [process.cpu_times() for process in (here, *here.children())]
+    return sum(some.user + some.system for some in times)
 
 
 def _sample(path: Path, media_type: Any) -> Sample:
