@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
