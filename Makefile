@@ -9,6 +9,8 @@ TORCH  ?= torch==2.13.0
 LOCK   ?= requirements/cpu.lock
 BIN    := $(VENV)/bin
 OUTPUT ?= corpus/demo
+# How long `make soak` kills drivers, workers and raylets.
+MINUTES ?= 30
 
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
@@ -46,7 +48,8 @@ test: setup  ## the test suite: first what needs neither Ray nor vLLM, two files
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not ray and not vllm and not soak"
 	$(BIN)/python -m pytest -m "(ray or vllm) and not soak"
 
-soak: setup  ## minutes of SIGKILL with real models, videos and a bucket, and the rest of the golden segments
+soak: setup  ## minutes of SIGKILL of everything, ten thousand damaged files, and the rest of the golden segments
+	$(BIN)/python tests/chaos/soak.py --minutes $(MINUTES)
 	$(BIN)/python -m pytest -m soak
 
 test-fast: setup  ## tests without Ray, vLLM and other slow parts

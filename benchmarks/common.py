@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import random
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,3 +146,16 @@ def machine() -> str:
     memory = psutil.virtual_memory().total / 2**30
     busy = os.getloadavg()[0]
     return f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores, {memory:.0f} GiB, load {busy:.1f} before"
+
+
+def peak_memory(process: subprocess.Popen[str]) -> int:
+    """The process's peak memory until it ends, bytes, without pages of Ray's object store, which all of its processes share."""
+    driver, peak = psutil.Process(process.pid), 0
+    while process.poll() is None:
+        try:
+            memory = driver.memory_info()
+        except psutil.Error:
+            break
+        peak = max(peak, memory.rss - memory.shared)
+        time.sleep(0.2)
+    return peak

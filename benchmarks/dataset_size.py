@@ -59,7 +59,8 @@ def make_regions() -> list[Region]:
     return regions
 
 
-def write_dataset(store: Store, num_assets: int, regions_every: int, assets_per_part: int) -> None:
+def write_dataset(store: Store, num_assets: int, regions_every: int, assets_per_part: int = WriteOptions().assets_per_part) -> None:
+    """Assets `0.jpg`, `1.jpg`, ..."""
     options, regions = WriteOptions(assets_per_part=assets_per_part), make_regions()
     record = RunRecord.new(Job())
     prepare_output(store, Job())
@@ -124,7 +125,8 @@ def main() -> None:
         seconds = time.monotonic() - started
         found = "sound" if report.ok else str(dict(report.by_code))
         rate = f"{report.num_regions:,} regions ({report.num_regions / seconds:,.0f}/s)"
-        print(f"check        {seconds:8.1f} s   {report.num_parts:,} parts, {rate}, peak memory +{peak_mib() - before:.0f} MiB, {found}")
+        parts = f"{report.num_parts:,} parts ({report.num_parts / seconds:,.0f}/s)"
+        print(f"check        {seconds:8.1f} s   {parts}, {rate}, peak memory +{peak_mib() - before:.0f} MiB, {found}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import common
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -66,7 +65,7 @@ def measure(count: int, folder: Path) -> Row:
     command = [sys.executable, "-m", "datagen", "run", str(job), "-i", str(manifest), "-o", str(folder / f"out-{count}"), "--json"]
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    peak = _watch(process)
+    peak = common.peak_memory(process)
     out, _ = process.communicate()
     if process.returncode != 0:
         raise SystemExit(f"the run failed with exit code {process.returncode}; its log is in {folder}")
@@ -86,19 +85,6 @@ def late_over_early(assets: Path) -> str:
     finished = np.sort(pq.read_table(assets, columns=["finished_at"])["finished_at"].to_numpy().astype("datetime64[us]").astype(np.int64))
     tenth, half, last = (finished[min(int(share * len(finished)), len(finished) - 1)] for share in (0.1, 0.5, 1.0))
     return f"{(last - half) / 0.5 / ((half - tenth) / 0.4):.2f}" if half > tenth else "-"
-
-
-def _watch(process: subprocess.Popen[str]) -> int:
-    """The process's peak memory until it ends, bytes, without pages of Ray's object store, which all of its processes share."""
-    driver, peak = psutil.Process(process.pid), 0
-    while process.poll() is None:
-        try:
-            memory = driver.memory_info()
-        except psutil.Error:
-            break
-        peak = max(peak, memory.rss - memory.shared)
-        time.sleep(0.2)
-    return peak
 
 
 def main() -> None:

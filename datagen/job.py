@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from datagen.budget import BudgetOptions
 from datagen.errors import JobError
-from datagen.options import Fraction, Options, Positive
+from datagen.options import Fraction, Options, Positive, parse_yaml, read_yaml
 from datagen.records import LANGUAGES, TASKS, Language, Task
 
 # Options outside pools that decide how fast a row is made, and where, but not what it says.
@@ -320,14 +319,7 @@ def load_job(path: str | Path, overrides: Iterable[str] = (), values: Mapping[st
 
     Raises JobError naming the file, the key, what was found and what is allowed.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise JobError(f"cannot read the job file {path}: {error.strerror}. Shipped jobs are in pipelines/.") from error
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise JobError(f"{path} is not YAML: {error}") from error
+    data = read_yaml(path, "job file", "Shipped jobs are in pipelines/.")
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -336,10 +328,7 @@ def load_job(path: str | Path, overrides: Iterable[str] = (), values: Mapping[st
         key, equals, value = override.partition("=")
         if not equals:
             raise JobError(f"--set {override}: write key.path=value, for example --set perceive.everything.max_regions=32")
-        try:
-            _assign(data, key.strip(), yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise JobError(f"--set {override}: the value is not YAML: {error}") from error
+        _assign(data, key.strip(), parse_yaml(value, f"--set {override}: the value"))
     for key, value in (values or {}).items():
         _assign(data, key, value)
     return parse_job(data, where=str(path))

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from datagen import graph
@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 FAKE_IMAGE_SIZE = 64
 LOGGED_FILES = 100
+LOOKED_UP_AT_ONCE = 256
 
 
 def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen, assets: Sequence[Asset] | None = None) -> RunSummary:
@@ -204,7 +205,7 @@ def _note_model(record: RunRecord, job: Job, model: ModelFiles | None) -> int:
 def _todo(source: Any, done: DoneSet, summary: RunSummary, limit: int | None) -> Iterator[tuple[int, Asset]]:
     """(index, asset) of what is listed and not yet done. An asset listed twice counts once."""
     seen: set[bytes] = set()
-    for asset in source:
+    for asset, is_done in _looked_up(source, done):
         key = bytes.fromhex(asset.asset_id) if _is_hex(asset.asset_id) else asset.asset_id.encode()
         if key in seen:
             summary.repeated += 1
@@ -212,7 +213,7 @@ def _todo(source: Any, done: DoneSet, summary: RunSummary, limit: int | None) ->
             continue
         seen.add(key)
         summary.listed += 1
-        if asset.asset_id in done:
+        if is_done:
             summary.done_before += 1
             continue
         if limit is not None and summary.todo >= limit:
@@ -220,6 +221,13 @@ def _todo(source: Any, done: DoneSet, summary: RunSummary, limit: int | None) ->
         summary.todo += 1
         yield summary.todo - 1, asset
     summary.all_listed = True
+
+
+def _looked_up(source: Iterable[Asset], done: DoneSet) -> Iterator[tuple[Asset, bool]]:
+    """Each asset, and whether it is done. Some at a time: to look up one alone costs fifteen times as much, half a minute for a million."""
+    assets = iter(source)
+    while some := list(islice(assets, LOOKED_UP_AT_ONCE)):
+        yield from zip(some, done.contains([asset.asset_id for asset in some]).tolist(), strict=True)
 
 
 def _is_hex(text: str) -> bool:

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from datagen.errors import JobError
 from datagen.job import refusal
-from datagen.options import Options, Positive
+from datagen.options import Options, Positive, read_yaml
 
 LOCAL_JOB_SERVER = "http://127.0.0.1:8265"
 Provider = Literal["local", "kuberay", "aws", "slurm"]
@@ -201,12 +200,7 @@ class Profile(Options):
 
 def load_profile(path: str | Path) -> Profile:
     """Read a cluster profile. Raises JobError naming the file, the key, what was found and what is allowed."""
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise JobError(f"cannot read the cluster profile {path}: {error.strerror}. Shipped profiles are in cluster/.") from error
-    except yaml.YAMLError as error:
-        raise JobError(f"{path} is not YAML: {error}") from error
+    data = read_yaml(path, "cluster profile", "Shipped profiles are in cluster/.")
     try:
         return Profile.model_validate(data)
     except ValidationError as error:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from datagen.errors import JobError
-from datagen.options import Fraction, Options, Positive
+from datagen.options import Fraction, Options, Positive, read_yaml
 from datagen.records import Language, Task
 
 
@@ -110,11 +109,7 @@ class DistillConfig(Options):
 
 def load_config(path: str | Path) -> DistillConfig:
     """Read a distillation's YAML. Raises JobError naming the file, the key, what was found and what is allowed."""
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise JobError(f"cannot read {path}: {error}") from error
-    return parse_config(data, str(path))
+    return parse_config(read_yaml(path, "distillation file"), str(path))
 
 
 def parse_config(data: Any, where: str = "config") -> DistillConfig:

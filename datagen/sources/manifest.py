@@ -92,11 +92,25 @@ def _parquet_rows(path: str, source: BinaryIO) -> Iterator[tuple[int, Row]]:
             if "uri" not in file.schema_arrow.names:
                 _check_columns(path, [(0, dict.fromkeys(file.schema_arrow.names))])
             for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH):
-                for row in batch.to_pylist():
+                for row in _batch_rows(batch):
                     number += 1
                     yield number, row
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{path} cannot be read as Parquet after row {number}: {error}") from error
+
+
+def _batch_rows(batch: Any) -> Iterator[Row]:
+    """The rows of a record batch. A text that is not UTF-8, which Parquet does not promise, costs its row alone."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except UnicodeDecodeError:
+        singles = (batch.slice(index, 1) for index in range(batch.num_rows))
+    for single in singles:
+        try:
+            yield from single.to_pylist()
+        except UnicodeDecodeError as error:
+            yield BadRow(f"a text in it is not UTF-8: {error}")
 
 
 def _jsonl_rows(path: str, source: BinaryIO) -> Iterator[tuple[int, Row]]:

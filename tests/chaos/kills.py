@@ -10,12 +10,19 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
 from PIL import Image
 
-WORKERS = {"perceive": "PerceiveWorker", "clips": "ClipsWorker", "describe": "DescribeWorker", "write": "stage_table"}
+WORKERS = {
+    "decode": "DecodeWorker",
+    "perceive": "PerceiveWorker",
+    "clips": "ClipsWorker",
+    "describe": "DescribeWorker",
+    "write": "stage_table",
+}
 
 SLOW_WRITES = {"write": {"delay_s": 0.01}}  # per asset: a write task must live long enough to be hit
 
@@ -37,9 +44,17 @@ def expected_ids(count: int) -> set[str]:
 
 
 class Run:
-    """One `datagen run` process."""
+    """One `datagen run` process. hosts: gives the processes below which its workers run where Ray is not its own: the raylets."""
 
-    def __init__(self, job: Path, manifest: Path, output: Path, *options: str, faults: dict[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        job: Path,
+        manifest: Path,
+        output: Path | str,
+        *options: str,
+        faults: dict[str, object] | None = None,
+        hosts: Callable[[], Iterable[int]] = tuple,
+    ) -> None:
         environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
         if faults:
             environment["DATAGEN_FAULTS"] = json.dumps(faults)
@@ -48,7 +63,8 @@ class Run:
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True, start_new_session=True
         )
-        self.output = output
+        self.output = Path(output)
+        self._hosts = hosts
 
     def finish(self, timeout: float = 240) -> dict[str, object]:
         """Wait for a run that should succeed; its summary."""
@@ -85,7 +101,8 @@ class Run:
 
     def workers(self, step: str) -> list[psutil.Process]:
         """The workers of a step that are alive at this moment."""
-        return [process for process in descendants(self.process.pid) if WORKERS[step] in title(process)]
+        family = [process for pid in (self.process.pid, *self._hosts()) for process in descendants(pid)]
+        return [process for process in family if WORKERS[step] in title(process)]
 
     def kill_worker(self, step: str, rng: random.Random) -> bool:
         """SIGKILL one worker of a step. False when none is alive at this moment."""

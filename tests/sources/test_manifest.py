@@ -82,6 +82,15 @@ def test_the_three_formats_say_the_same(tmp_path):
     check_full_row(*source_of(parquet(tmp_path, [FULL_ROW])), tmp_path)
 
 
+def test_a_parquet_text_that_is_not_utf8_costs_its_row_alone(tmp_path):
+    path = tmp_path / "manifest.parquet"
+    texts = pa.array([b"a.png", b"b\xec\x01.png", b"c.png"], pa.binary())
+    pq.write_table(pa.table({"uri": pa.StringArray.from_buffers(3, *texts.buffers()[1:])}), path)
+    assets = list(source_of(path))
+    assert codes_of(assets) == [None, "manifest_bad_row", None]
+    assert "UTF-8" in assets[1].failure.message
+
+
 def test_parquet_streams_all_rows_in_order(tmp_path):
     path = parquet(tmp_path, [{"uri": f"{index}.png"} for index in range(2500)])
     assert [Path(asset.uri).name for asset in source_of(path)] == [f"{index}.png" for index in range(2500)]
