@@ -37,6 +37,7 @@ def job(tmp_path: Path, text: str = FAKES) -> Path:
         ("describe: {tasks: [lable]}\n", ["`describe.tasks.0`", "'label'", "found 'lable'"]),
         ("- a list\n", ["a job file is a mapping"]),
         ("a: [\n", ["is not YAML"]),
+        ("name: !!int ''\n", ["is not YAML"]),
     ],
 )
 def test_a_wrong_job_file_is_explained(datagen: Datagen, tmp_path: Path, photos: Path, text: str, words: list[str]) -> None:
