@@ -95,7 +95,7 @@ def _parquet_rows(path: str, source: BinaryIO) -> Iterator[tuple[int, Row]]:
                 for row in _batch_rows(batch):
                     number += 1
                     yield number, row
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for the name of a column
         raise SourceError(f"{path} cannot be read as Parquet after row {number}: {error}") from error
 
 
