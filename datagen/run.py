@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,6 +55,7 @@ logger = logging.getLogger(__name__)
 FAKE_IMAGE_SIZE = 64
 LOGGED_FILES = 100
 LOOKED_UP_AT_ONCE = 256
+_HEX = re.compile("(?:[0-9a-f]{2})+")
 
 
 def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen, assets: Sequence[Asset] | None = None) -> RunSummary:
@@ -206,7 +208,7 @@ def _todo(source: Any, done: DoneSet, summary: RunSummary, limit: int | None) ->
     """(index, asset) of what is listed and not yet done. An asset listed twice counts once."""
     seen: set[bytes] = set()
     for asset, is_done in _looked_up(source, done):
-        key = bytes.fromhex(asset.asset_id) if _is_hex(asset.asset_id) else asset.asset_id.encode()
+        key = bytes.fromhex(asset.asset_id) if _HEX.fullmatch(asset.asset_id) else asset.asset_id.encode()
         if key in seen:
             summary.repeated += 1
             logger.warning("listed again, counted once: %s (%s)", asset.asset_id, asset.uri)
@@ -228,10 +230,6 @@ def _looked_up(source: Iterable[Asset], done: DoneSet) -> Iterator[tuple[Asset, 
     assets = iter(source)
     while some := list(islice(assets, LOOKED_UP_AT_ONCE)):
         yield from zip(some, done.contains([asset.asset_id for asset in some]).tolist(), strict=True)
-
-
-def _is_hex(text: str) -> bool:
-    return len(text) % 2 == 0 and all(c in "0123456789abcdef" for c in text)
 
 
 @dataclass(frozen=True)

@@ -44,11 +44,9 @@ def parse_prompt(item: Any, media_type: str = "image") -> Prompt:
     if not isinstance(item, Mapping):
         raise ValueError(f"found {item!r:.80}; allowed: {_ALLOWED}")
     given = {key: value for key, value in item.items() if value is not None}
-    unknown = sorted(map(str, set(given) - set(_KEYS)))
-    if unknown:
-        raise ValueError(f"unknown key {', '.join(unknown)}; allowed: {', '.join(_KEYS)}")
-    misplaced = [key for key in _VIDEO_ONLY if key in given and media_type != "video"]
-    if misplaced:
+    if unknown := given.keys() - _KEYS:
+        raise ValueError(f"unknown key {', '.join(sorted(map(str, unknown)))}; allowed: {', '.join(_KEYS)}")
+    if media_type != "video" and (misplaced := [key for key in _VIDEO_ONLY if key in given]):
         raise ValueError(f"{', '.join(misplaced)} is for prompts of videos, and this is an {media_type}")
     if "frame" in given and "time_s" in given:
         raise ValueError("it has both frame and time_s; keep the one that you know")

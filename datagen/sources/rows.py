@@ -73,19 +73,19 @@ class RowReader:
             found = "it is empty" if uri is None or uri == "" else f"found {uri!r:.80}"
             asset = self._unnamed(number, Failure("manifest_no_uri", f"{where} has no uri: {found}; give the path of a file"))
         else:
-            asset = self.located(uri, where)
+            asset = self.located(uri, where, _explicit_id(row))
         fill(asset, row, where)
         return asset
 
-    def located(self, uri: str, where: str) -> Asset:
-        """The asset of a URI as written in the manifest; relative ones start from `root`."""
+    def located(self, uri: str, where: str, asset_id: str | None = None) -> Asset:
+        """The asset of a URI as written in the manifest; relative ones start from `root`. asset_id: where the manifest gives it."""
         try:
             resolved = self.roots.resolve(uri)
         except SourceError as error:
             text = redacted(str(plain(uri)))
             return Asset(asset_id_of(text), text, failure=Failure(error.code, f"{where}: {plain(error.message)}"))
         version = self._version(resolved) if self.reprocess_changed else ""
-        return Asset(asset_id_of(resolved, version), resolved, "video" if media_type_of(resolved) == "video" else "image")
+        return Asset(asset_id or asset_id_of(resolved, version), resolved, "video" if media_type_of(resolved) == "video" else "image")
 
     def _version(self, uri: str) -> str:
         place = inside(uri)
@@ -115,7 +115,7 @@ def fill(asset: Asset, row: Mapping[str, Any], where: str, columns: Sequence[str
 def plain(value: Any) -> Any:
     """The same as strict JSON can hold it: dates as ISO text, bytes as base64, NaN and infinities as None, the unknown as text."""
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):

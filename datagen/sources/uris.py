@@ -38,7 +38,7 @@ class Inside(NamedTuple):
 
 def inside(uri: str) -> Inside | None:
     """The two parts of a URI that leads into a file, else None."""
-    match = _INSIDE.match(uri)
+    match = _INSIDE.match(uri) if "#" in uri else None
     return Inside(match[1], unquote_to_bytes(match[2]).decode("utf-8", "surrogateescape")) if match else None
 
 
@@ -72,15 +72,18 @@ def media_type_of(uri: str) -> Literal["image", "video", "other"]:
 
 def uri_of_path(path: str) -> str:
     """The URI of a local path (see the module's docstring)."""
-    absolute = os.path.abspath(path)
+    return _uri_of_absolute(os.path.abspath(path))
+
+
+def _uri_of_absolute(path: str) -> str:
     try:
-        absolute.encode()
+        path.encode()
     except UnicodeEncodeError:
         pass
     else:
-        if not _INSIDE.match(absolute):
-            return absolute
-    return "file://" + quote_from_bytes(os.fsencode(absolute))
+        if "#" not in path or not _INSIDE.match(path):
+            return path
+    return "file://" + quote_from_bytes(os.fsencode(path))
 
 
 def path_of_uri(uri: str, root: str = "") -> str:
@@ -132,7 +135,7 @@ class Roots:
             place = resolved = joined(self.root, uri)
         else:
             place = os.path.abspath(path_of_uri(uri, self.root))
-            resolved = uri_of_path(place)
+            resolved = _uri_of_absolute(place)
             if not self.local_allowed:
                 why = "a manifest in a bucket may not name files of this machine; source.allow_local_uris: true lets it"
                 raise SourceError(f"{uri!r}: {why}", code="refused_uri")
