@@ -357,7 +357,7 @@ def test_archives_in_a_bucket(options, bucket, tmp_path):
         **{"1.tar#0.png": None, "1.tar#1.png": None, "1.tar": "archive_truncated", "2.tar.gz": "archive_compressed"},
     }
     assert rows[f"{place}/0.tar#007.png"]["extra"] == {"n": 7}
-    assert [a.uri for a in listed(f"{place}/?.tar", options)] == [uri for uri in rows if not uri.endswith(".gz")]
+    assert {a.uri for a in listed(f"{place}/?.tar", options)} == {uri for uri in rows if not uri.endswith(".gz")}
     assert plan_job(job_of(f"{place}/0.tar", tmp_path / "corpus", options))["left"] == 0
 
 
