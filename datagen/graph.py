@@ -218,7 +218,12 @@ def pools(job: Job, cluster: dict[str, float]) -> dict[str, Pool]:
     models = max(1, gpus) if uses_gpu else max(1, int(cpus) // 8)
     # Without a GPU a worker computes with as many threads as it has CPUs, and the language model has the most to do.
     threads = 1 if uses_gpu else max(1, int((cpus / models - 2) * 2 / 3))
-    on_gpu = {"perceive": 0.3 * (uses_gpu and job.perceive.engine == "pam"), "describe": 0.7 * (uses_gpu and job.describe.engine != "fake")}
+    # A share decides only who fits beside whom: more than half, so that two perceive workers never meet on a GPU whose describe worker
+    # then finds room nowhere. How much memory the language model takes is describe.gpu_memory_fraction.
+    on_gpu = {
+        "perceive": 0.51 * (uses_gpu and job.perceive.engine == "pam"),
+        "describe": 0.49 * (uses_gpu and job.describe.engine != "fake"),
+    }
     wanted = {
         "decode": Pool(num_cpus=0.5, num_gpus=0, min_workers=1, max_workers=max(1, int(cpus - 2) // 2)),
         "perceive": Pool(num_cpus=max(1, threads // 2), num_gpus=on_gpu["perceive"], min_workers=models, max_workers=models),

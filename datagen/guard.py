@@ -87,7 +87,8 @@ def _name_step(samples: list[Sample], step: str) -> list[tuple[str, str]]:
 
 
 def _set_up(name: str, make_step: Callable[[], AnyStep], ledger: LedgerClient) -> AnyStep:
-    ledger.ask("begin_setup", name)
+    place = ledger.place
+    ledger.ask("begin_setup", name, place)
     started = time.monotonic()
     try:
         step = make_step()
@@ -95,7 +96,7 @@ def _set_up(name: str, make_step: Callable[[], AnyStep], ledger: LedgerClient) -
     except DatagenError as error:
         ledger.ask("stop", error)
         raise
-    ledger.ask("end_setup", name, time.monotonic() - started)
+    ledger.ask("end_setup", name, place, time.monotonic() - started)
     return step
 
 

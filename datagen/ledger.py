@@ -39,7 +39,7 @@ class Ledger:
         self._holder: dict[tuple[str, str], str] = {}
         self._alone: set[tuple[str, str]] = set()
         self._suspects: set[tuple[str, str]] = set()
-        self._failed_setups: Counter[str] = Counter()
+        self._failed_setups: Counter[tuple[str, str]] = Counter()
         self._fatal: DatagenError | None = None
         self.counters: Counter[str] = Counter()
         self._spans: dict[str, list[float]] = {}
@@ -47,17 +47,20 @@ class Ledger:
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
         self._crashes: dict[str, int] = json.loads(self._store.read(CRASHES)) if self._store.exists(CRASHES) else {}
 
-    def begin_setup(self, step: str) -> None:
-        """A worker of `step` is about to load its model. Raises ClusterError when too many died doing that."""
-        self._failed_setups[step] += 1
-        if self._failed_setups[step] > self._tries:
+    def begin_setup(self, step: str, place: str) -> None:
+        """A worker of `step` is about to load its model. Raises ClusterError when too many died doing that in its place.
+
+        place: LedgerClient.place. Workers in other places may be loading at the same time, and are not dead.
+        """
+        self._failed_setups[step, place] += 1
+        if self._failed_setups[step, place] > self._tries:
             message = f"the {step} worker died {self._tries} times while starting (out of memory?). The run's log has its last words."
             self._fatal = ClusterError(message)
             raise self._fatal
 
-    def end_setup(self, step: str, seconds: float = 0.0) -> None:
+    def end_setup(self, step: str, place: str, seconds: float = 0.0) -> None:
         """The worker is up, and took this long to load."""
-        self._failed_setups[step] = 0
+        del self._failed_setups[step, place]
         self.counters[f"{step}_workers"] += 1
         self._recorder.started(step, seconds)
         self._note("worker_started", f"a {step} worker is up", step=step, seconds=round(seconds, 3))
@@ -159,6 +162,10 @@ class Ledger:
 class LedgerClient(Protocol):
     """How a worker reaches the ledger: `ask` waits for the answer, `tell` does not."""
 
+    @property
+    def place(self) -> str:
+        """Which worker asks. One that is started again after its death has the place of the dead one."""
+
     def ask(self, method: str, *args: Any) -> Any:
         """Call a ledger method and wait."""
 
@@ -171,6 +178,8 @@ class LedgerClient(Protocol):
 
 class LocalLedger:
     """A ledger in the same process."""
+
+    place = "here"
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -197,6 +206,13 @@ class RayLedger:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Ledger)
         return cls(actor.remote(store, tries, partial(RayMetrics, run_id)))
+
+    @property
+    def place(self) -> str:
+        """The actor's id, which it keeps when Ray starts it again."""
+        import ray
+
+        return str(ray.get_runtime_context().get_actor_id())
 
     def ask(self, method: str, *args: Any) -> Any:
         """Call a ledger method and wait for its answer. Its DatagenError comes back as itself."""

@@ -49,6 +49,7 @@ def test_every_gpu_gets_a_perceive_and_a_describe_worker() -> None:
     sizes = pools(parse_job({}), {"CPU": 64.0, "GPU": 8.0})
     assert sizes["perceive"].min_workers == sizes["describe"].max_workers == 8
     assert sizes["perceive"].num_gpus + sizes["describe"].num_gpus == pytest.approx(1.0)
+    assert 2 * sizes["perceive"].num_gpus > 1, "two of them on one GPU leave no describe worker room on any"
 
 
 def test_the_job_overrides_the_defaults() -> None:

@@ -66,10 +66,10 @@ def test_a_fatal_error_stops_the_job_and_is_kept_for_the_driver(ledger: Ledger) 
 
 
 def test_workers_that_die_while_starting_stop_the_job(ledger: Ledger) -> None:
-    ledger.begin_setup("describe")
-    ledger.begin_setup("describe")
+    for place in ("a", "b", "c", "a"):  # three workers load at the same time, one of them for the second time
+        ledger.begin_setup("describe", place)
     with pytest.raises(ClusterError, match="died 2 times while starting"):
-        ledger.begin_setup("describe")
+        ledger.begin_setup("describe", "a")
 
 
 def test_suspects_run_alone_and_only_the_killer_is_blamed(ledger: Ledger, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from datagen.cluster.profile import Node, Profile
 from datagen.errors import JobError
 from datagen.job import Job, Pool
 
-_ROOM = 1e-6  # 0.3 + 0.7 of a GPU is one GPU
+_ROOM = 1e-6  # 0.51 + 0.49 of a GPU is one GPU
 
 
 def fit(job: Job, cluster: Profile) -> dict[str, Pool]:

@@ -133,7 +133,7 @@ def test_a_job_that_cannot_run_there_is_refused(monkeypatch, values, words):
 def test_a_job_goes_to_the_cluster_with_workers_for_its_largest_size():
     placed = place(shipped_job(**{"describe.pool.num_cpus": 2, "source.input": "/shared/photos"}), SHIPPED)
     assert placed.run.ray_address == "auto"
-    assert (placed.describe.pool.max_workers, placed.describe.pool.num_cpus, placed.perceive.pool.num_gpus) == (4, 2, 0.3)
+    assert (placed.describe.pool.max_workers, placed.describe.pool.num_cpus, placed.perceive.pool.num_gpus) == (4, 2, 0.51)
     assert placed.hash() == shipped_job().hash(), "the rows are the same wherever they are made"
 
 

@@ -81,7 +81,7 @@ def test_workers_follow_from_the_cluster_at_its_largest():
     assert cluster.resources() == {"CPU": 48.0, "GPU": 12.0}
     assert cluster.cost_per_hour() == (2.0, 6.0)
     pools = fit(job(), cluster)
-    assert (pools["perceive"].min_workers, pools["describe"].min_workers, pools["describe"].num_gpus) == (12, 12, 0.7)
+    assert (pools["perceive"].min_workers, pools["describe"].min_workers, pools["describe"].num_gpus) == (12, 12, 0.49)
 
 
 def test_a_head_that_does_no_work_does_not_count():
@@ -93,7 +93,7 @@ def test_a_head_that_does_no_work_does_not_count():
     ("options", "words"),
     [
         ({"describe": {"pool": {"num_gpus": 2}}}, ["describe asks 1 CPU and 2 GPU", "8 CPU and 1 GPU", "--set describe.pool.num_gpus=1"]),
-        ({"perceive": {"pool": {"num_cpus": 16}}}, ["perceive asks 16 CPU and 0.3 GPU", "(gpu)", "--set perceive.pool.num_cpus=8"]),
+        ({"perceive": {"pool": {"num_cpus": 16}}}, ["perceive asks 16 CPU and 0.51 GPU", "(gpu)", "--set perceive.pool.num_cpus=8"]),
         (
             {"describe": {"pool": {"num_gpus": 0.6}}, "perceive": {"pool": {"num_gpus": 0.6}}},
             ["1 x perceive with 1 CPU and 0.6 GPU", "side by"],

@@ -80,7 +80,7 @@ def test_the_container_gets_the_job_file(datagen: Datagen, scheduler, tmp_path: 
     assert command == "-m datagen run"
     job = parse_job(yaml.safe_load(text))
     assert (job.source.input, job.output, job.describe.languages) == ("s3://pictures/", "s3://corpora/regions", ("zh",))
-    assert (job.run.ray_address, job.describe.pool.max_workers, job.describe.pool.num_gpus) == (None, 1, 0.7), "one machine"
+    assert (job.run.ray_address, job.describe.pool.max_workers, job.describe.pool.num_gpus) == (None, 1, 0.49), "one machine"
 
 
 def test_a_lost_machine_is_tried_again_and_a_wrong_job_is_not(datagen: Datagen, scheduler) -> None:
