@@ -17,13 +17,13 @@ from typing import Any
 import psutil
 from PIL import Image
 
-from datagen.console import noise_to
 from datagen.job import Job, ModelOptions, parse_job
 from datagen.pam.inspection import inspect_checkpoint
 from datagen.pam.tiny import build_random
 from datagen.run import run_job
+from datagen.run.console import noise_to
+from datagen.run.summary import RunSummary
 from datagen.scenes import random_scene, render
-from datagen.summary import RunSummary
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as in a run, for both sides of a comparison
 # SAM 2.1's own hiera_t, the smallest that was released: 39 M parameters.

@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "chaos"))
 
 from raylets import Raylets
 
-from datagen.console import noise_to
 from datagen.job import Job, parse_job
 from datagen.run import run_job
-from datagen.summary import RunSummary
+from datagen.run.console import noise_to
+from datagen.run.summary import RunSummary
 
 
 def job_of(folder: Path, address: str, nodes: int, batch: int, sleep_s: float) -> Job:

@@ -58,8 +58,8 @@ def run(
     3 the machine or a bucket broke (rerun to resume); 4 another run is writing there, nothing was done; 5 the budget is used up
     (rerun to go on); 130 interrupted (rerun to resume).
     """
-    from datagen.console import print_run, run_screen
     from datagen.run import run_job
+    from datagen.run.console import print_run, run_screen
 
     budget = {"deadline": deadline, "max_gpu_hours": max_gpu_hours, "max_cost": max_cost, "gpu_hour_price": gpu_hour_price}
     further = {"run.grace_s": grace} | {f"run.budget.{key}": value for key, value in budget.items()}
@@ -100,9 +100,9 @@ def plan(
     Example: `datagen plan pipelines/image-regions.yaml --input photos/ --output corpus/ --sample 200 --gpu-hour-price 2.50`
     """
     from datagen.cluster.profile import load_profile
-    from datagen.console import print_estimate, print_plan, run_screen
     from datagen.run import plan_job
-    from datagen.sampling import estimate_job
+    from datagen.run.console import print_estimate, print_plan, run_screen
+    from datagen.run.sampling import estimate_job
 
     job = read_job(job_file, set_, input, output, model, {"run.budget.gpu_hour_price": gpu_hour_price})
     if sample and cluster:
@@ -124,8 +124,8 @@ def status(dataset: Dataset, as_json: AsJson = False) -> None:
 
     Example: `datagen status corpus/`
     """
-    from datagen.console import print_status
-    from datagen.heartbeat import run_status
+    from datagen.run.console import print_status
+    from datagen.run.heartbeat import run_status
 
     found = run_status(dataset)
     show(found.to_dict(), as_json, lambda console: print_status(console, found))
@@ -142,7 +142,7 @@ def check(dataset: Dataset, as_json: AsJson = False) -> None:
     Example: `datagen check corpus/`
     """
     from datagen.check import check_dataset
-    from datagen.console import print_check
+    from datagen.run.console import print_check
 
     report = check_dataset(dataset)
     show(report.to_dict(), as_json, lambda console: print_check(console, report))
@@ -234,8 +234,8 @@ def model_show(
 
     Example: `datagen model show tiny`
     """
-    from datagen.console import print_checkpoint
     from datagen.pam.inspection import inspect_checkpoint
+    from datagen.run.console import print_checkpoint
 
     report = inspect_checkpoint(ModelOptions(checkpoint=checkpoint, sam2=sam2, sam2_config=sam2_config))
     show(report.to_dict(), as_json, lambda console: print_checkpoint(console, report))

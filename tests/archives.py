@@ -14,7 +14,7 @@ from PIL import Image
 from datagen.check import check_dataset
 from datagen.job import Job, S3Options, parse_job
 from datagen.run import run_job
-from datagen.summary import RunSummary
+from datagen.run.summary import RunSummary
 from datagen.write import open_store
 
 FAKE = {"engine": "fake"}

@@ -24,14 +24,14 @@ from datagen.budget import BudgetOptions, Spending, deadline_of
 from datagen.check import check_dataset
 from datagen.errors import ClusterError, JobError
 from datagen.graph import DecodeWorker, DescribeWorker, Plan, stage_table
-from datagen.heartbeat import run_status
 from datagen.interrupts import sigterm_calls, sigterm_is_ctrl_c
 from datagen.job import Job, parse_job
 from datagen.ledger import Ledger, LocalLedger
-from datagen.reporting import Progress, Screen
 from datagen.run import run_job
-from datagen.stopping import Stop
-from datagen.summary import RunSummary
+from datagen.run.heartbeat import run_status
+from datagen.run.reporting import Progress, Screen
+from datagen.run.stopping import Stop
+from datagen.run.summary import RunSummary
 from datagen.write import open_store
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -143,7 +143,7 @@ def finish(job: Job, done_before: int) -> None:
 
 @pytest.fixture
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datagen.reporting.POLL_S", 0.02)
+    monkeypatch.setattr("datagen.run.reporting.POLL_S", 0.02)
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from datagen.assemble import track_row
 from datagen.check import check_dataset
-from datagen.console import print_check
 from datagen.job import WriteOptions
 from datagen.masks import encode_mask
 from datagen.records import asset_id_of, clip_id_of, track_id_of
+from datagen.run.console import print_check
 from datagen.write import open_store, part_id_of, publish_part, publish_video_assets, resume_videos, stage_clip
 from datagen.write.parts import clip_part_id
 

@@ -55,7 +55,7 @@ def test_what_stops_a_run_is_its_last_word(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise WriteError("the disk is full, password=hunter2")
 
-    monkeypatch.setattr("datagen.commit.publish_part", full)
+    monkeypatch.setattr("datagen.run.commit.publish_part", full)
     job = fake_job(source={"input": str(tmp_path)}, output=str(tmp_path / "corpus"), run={"executor": "inprocess"})
     with pytest.raises(WriteError):
         run_job(job)

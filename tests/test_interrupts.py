@@ -102,7 +102,7 @@ from datagen import stopping
 from datagen.budget import BudgetOptions, Spending
 from datagen.interrupts import sigterm_is_ctrl_c
 from datagen.ledger import Ledger, LocalLedger
-from datagen.summary import RunSummary
+from datagen.run.summary import RunSummary
 from datagen.write import open_store
 
 stopping._LEAVE_S = 0.5

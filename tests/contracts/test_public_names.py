@@ -40,6 +40,7 @@ PUBLIC = {
         ),
     },
     "datagen.check": {"CheckReport", "Violation", "check_dataset"},
+    "datagen.run": {"RunSummary", "plan_job", "required", "run_job"},
     "datagen.job": {"LANGUAGES", "TASKS", "Job", "job_schema", "load_job", "parse_job", "row_options"},
 }
 USED = {

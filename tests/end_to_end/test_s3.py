@@ -16,8 +16,8 @@ from s3_server import FaultyProxy, often, options_of
 
 from datagen.check import check_dataset
 from datagen.job import Job, S3Options, parse_job
-from datagen.reporting import Progress
 from datagen.run import run_job
+from datagen.run.reporting import Progress
 from datagen.s3 import client
 from datagen.sources import open_source
 from datagen.write import open_store

@@ -19,17 +19,17 @@ from datagen import graph
 from datagen.budget import Spending
 from datagen.cluster.fit import fit
 from datagen.cluster.profile import Profile
-from datagen.commit import Committer, Kind
 from datagen.errors import JobError
 from datagen.events import log_event
-from datagen.heartbeat import beating
 from datagen.job import Job
 from datagen.records import Asset, Sample
-from datagen.reporting import Screen, logged, no_screen
+from datagen.run.commit import Committer, Kind
+from datagen.run.heartbeat import beating
+from datagen.run.reporting import Screen, logged, no_screen
+from datagen.run.stopping import Stop
+from datagen.run.stream import Running, stream
+from datagen.run.summary import RunSummary
 from datagen.sources import open_source
-from datagen.stopping import Stop
-from datagen.stream import Running, stream
-from datagen.summary import RunSummary
 from datagen.write import (
     DoneSet,
     RunRecord,

@@ -12,8 +12,8 @@ from datagen.errors import ClusterError, StorageError
 from datagen.events import event_log, log_event
 from datagen.ledger import LedgerClient
 from datagen.redaction import redact_file
+from datagen.run.summary import RunSummary
 from datagen.share import cache_folder
-from datagen.summary import RunSummary
 from datagen.write import Store
 from datagen.write.store import META, TEMP_PREFIX
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from datagen.errors import DatagenError, SourceError
 from datagen.processes import state_of, this_process
 from datagen.redaction import redact_values
-from datagen.summary import RunSummary
+from datagen.run.summary import RunSummary
 from datagen.write import RunRecord, Store, open_dataset
 from datagen.write.store import META
 

@@ -18,14 +18,14 @@ from PIL import Image
 from rich.console import Console
 
 from datagen import heartbeat
-from datagen.console import print_status
 from datagen.errors import SourceError, WriteError
-from datagen.heartbeat import HEARTBEAT, beating, run_status
 from datagen.job import Job
 from datagen.processes import this_process
-from datagen.reporting import Progress
 from datagen.run import run_job
-from datagen.summary import RunSummary
+from datagen.run.console import print_status
+from datagen.run.heartbeat import HEARTBEAT, beating, run_status
+from datagen.run.reporting import Progress
+from datagen.run.summary import RunSummary
 from datagen.write import RunRecord, open_store, prepare_output
 
 
@@ -71,8 +71,8 @@ def test_a_run_is_followed_from_outside_and_its_end_is_known(photos: Path, outpu
 
         yield look
 
-    monkeypatch.setattr("datagen.run.beating", lambda *arguments: beating(*arguments, every_s=0.05))
-    monkeypatch.setattr("datagen.reporting.POLL_S", 0.01)
+    monkeypatch.setattr("datagen.run.driver.beating", lambda *arguments: beating(*arguments, every_s=0.05))
+    monkeypatch.setattr("datagen.run.reporting.POLL_S", 0.01)
     summary = run_job(job_of(photos, output), screen=screen)
 
     on = seen[0]

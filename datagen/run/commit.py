@@ -14,7 +14,7 @@ from datagen.errors import ClusterError
 from datagen.events import log_event
 from datagen.interrupts import held_back
 from datagen.job import WriteOptions
-from datagen.summary import RunSummary
+from datagen.run.summary import RunSummary
 from datagen.write import StagedPart, Store, VideoProgress, publish_part, publish_video_assets
 
 # What an asset is for this run: never seen, seen with another content, or seen and failed.

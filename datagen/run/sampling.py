@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from datagen.errors import WriteError
-from datagen.estimate import FORMAT, foretold, keep
 from datagen.job import Job, parse_job
 from datagen.records import Asset
-from datagen.reporting import Progress, Screen, no_screen
 from datagen.run import plan_job, run_job
+from datagen.run.estimate import FORMAT, foretold, keep
+from datagen.run.reporting import Progress, Screen, no_screen
+from datagen.run.summary import RunSummary
 from datagen.share import cache_folder
-from datagen.summary import RunSummary
 from datagen.write import Store, open_store
 from datagen.write.done import read_parts
 from datagen.write.parts import part_ids

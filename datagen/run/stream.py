@@ -11,16 +11,16 @@ from typing import Any
 
 from datagen import graph
 from datagen.blocks import Waiting
-from datagen.commit import Committer
 from datagen.errors import DatagenError
-from datagen.estimate import compared
 from datagen.events import log_event
 from datagen.job import Job
 from datagen.ledger import CRASHES, LedgerClient
 from datagen.records import Sample
-from datagen.reporting import Progress, polling
-from datagen.stopping import Stop
-from datagen.summary import RunSummary
+from datagen.run.commit import Committer
+from datagen.run.estimate import compared
+from datagen.run.reporting import Progress, polling
+from datagen.run.stopping import Stop
+from datagen.run.summary import RunSummary
 from datagen.write import RunRecord, Store
 
 VIDEOS_PER_WAVE = 4096  # each is handed to Ray on its own

@@ -21,7 +21,7 @@ from datagen.errors import ClusterError
 from datagen.events import log_event
 from datagen.interrupts import INTERRUPTED, STOPPED, as_ctrl_c, interrupt_main_thread, is_command, sigterm_calls
 from datagen.ledger import LedgerClient
-from datagen.summary import RunSummary
+from datagen.run.summary import RunSummary
 
 _LOOK_S = 0.2
 _LEAVE_S = 60.0  # for Ray, and for an engine, to shut down

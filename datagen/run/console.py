@@ -18,9 +18,9 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from datagen.check import CheckReport
-    from datagen.heartbeat import RunStatus
     from datagen.pam.inspection import CheckpointReport
-    from datagen.summary import RunSummary
+    from datagen.run.heartbeat import RunStatus
+    from datagen.run.summary import RunSummary
 
 PLAIN_EVERY_S = 10.0
 RATES_AFTER_S = 2.0

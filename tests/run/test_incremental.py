@@ -15,11 +15,11 @@ from PIL import Image
 from video_files import numbered, write_video
 
 from datagen.check import check_dataset
-from datagen.console import print_run
 from datagen.errors import WriteError
 from datagen.job import Job, WriteOptions, parse_job
 from datagen.run import plan_job, run_job
-from datagen.summary import RunSummary
+from datagen.run.console import print_run
+from datagen.run.summary import RunSummary
 from datagen.write import done_assets, open_store
 from datagen.write.retries import ASIDE, restore_failed, retrying
 

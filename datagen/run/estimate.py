@@ -8,7 +8,7 @@ from typing import Any
 
 from datagen.errors import DatagenError
 from datagen.events import log_event
-from datagen.summary import RunSummary
+from datagen.run.summary import RunSummary
 from datagen.write import Store
 from datagen.write.store import META
 

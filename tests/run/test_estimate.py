@@ -14,14 +14,14 @@ from PIL import Image
 from rich.console import Console
 
 from datagen.check import check_dataset
-from datagen.console import print_run
 from datagen.errors import OutputBusyError, WriteError
-from datagen.estimate import ESTIMATE, compared, foretold, keep
 from datagen.job import Job, parse_job
 from datagen.records import Asset
 from datagen.run import run_job
-from datagen.sampling import _estimate, _Reservoir, estimate_job
-from datagen.summary import RunSummary
+from datagen.run.console import print_run
+from datagen.run.estimate import ESTIMATE, compared, foretold, keep
+from datagen.run.sampling import _estimate, _Reservoir, estimate_job
+from datagen.run.summary import RunSummary
 from datagen.write import open_store
 
 COUNT = 20
@@ -92,7 +92,7 @@ def test_a_sample_that_is_interrupted_leaves_nothing(photos: Path, output: str, 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("datagen.commit.publish_part", interrupted)
+    monkeypatch.setattr("datagen.run.commit.publish_part", interrupted)
     with pytest.raises(KeyboardInterrupt):
         estimate_job(job_of(photos, output), 2)
     assert [path for path, _ in open_store(output).list()] == ["_datagen/lock"]
