@@ -130,7 +130,7 @@ def download(uri: str, target: BinaryIO, options: S3Options, max_bytes: int) -> 
 
 def stops_the_job(error: StorageError) -> bool:
     """Whether an error about one file is about all of them, so that going on would fail the rest of the input for nothing."""
-    return error.code in ("no_credentials", "bad_credentials", "expired_credentials", "wrong_clock", "not_installed")
+    return error.code in ("no_credentials", "bad_credentials", "expired_credentials", "wrong_clock", "not_installed", "offline")
 
 
 def answers(uri: str, options: S3Options) -> bool:
@@ -303,11 +303,13 @@ class _File(io.RawIOBase):
 
 
 def _hub_refusal(error: Exception, where: str) -> StorageError | None:
-    """The hub's own no to a whole repository, which its file system calls a file that is not there."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    """A no that no patience changes: to a whole repository, which the file system calls a missing file, or to any while offline."""
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     login = "`hf auth login`, or HF_TOKEN in the environment, says who asks"
     cause = error if isinstance(error, RepositoryNotFoundError) else error.__cause__
+    if isinstance(error, OfflineModeIsEnabled) or isinstance(cause, OfflineModeIsEnabled):
+        return StorageError(f"{where}: HF_HUB_OFFLINE is set, so the hub is not asked; unset it to read hf://", code="offline")
     if isinstance(cause, GatedRepoError):
         return StorageError(f"{where}: this repository has conditions to accept on its page first; {login}", code="access_denied")
     if isinstance(cause, RepositoryNotFoundError):

@@ -241,6 +241,7 @@ def hub(monkeypatch):
     shards = {"00.tar": tar_bytes(("0.png", picture(4)), ("0.json", {"license": "CC0"}))}
     served = FakeHub({"me/pets": pets, "me/photos": photos, "me/shards": shards})
     with serving(served) as address:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # as `make test` sets it
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
         template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -272,6 +273,13 @@ def test_a_hub_that_refuses_and_a_dataset_that_is_not_there(hub):
     with pytest.raises(StorageError, match="conditions to accept") as caught:
         listed("hf://datasets/me/pets")
     assert caught.value.code == "access_denied"
+
+
+def test_a_hub_that_must_not_be_asked(hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(StorageError, match="unset it") as caught:
+        listed("hf://datasets/me/photos")
+    assert caught.value.code == "offline"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed")
