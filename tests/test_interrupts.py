@@ -98,7 +98,7 @@ def test_sigterm_ends_a_run_however_it_was_started(sigterm: None, started: str) 
 HANGS = """
 import signal, sys, time
 from pathlib import Path
-from datagen import stopping
+from datagen.run import stopping
 from datagen.budget import BudgetOptions, Spending
 from datagen.interrupts import sigterm_is_ctrl_c
 from datagen.ledger import Ledger, LocalLedger

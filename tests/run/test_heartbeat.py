@@ -17,11 +17,10 @@ from corpora import fake_job
 from PIL import Image
 from rich.console import Console
 
-from datagen import heartbeat
 from datagen.errors import SourceError, WriteError
 from datagen.job import Job
 from datagen.processes import this_process
-from datagen.run import run_job
+from datagen.run import heartbeat, run_job
 from datagen.run.console import print_status
 from datagen.run.heartbeat import HEARTBEAT, beating, run_status
 from datagen.run.reporting import Progress

@@ -127,9 +127,12 @@ def test_children_of_a_killed_run_do_not_keep_its_lease(tmp_path):
 import os, subprocess, sys, time
 from datagen.write import open_store
 with open_store(sys.argv[1]).lease({}):
+    awake, told = os.pipe()
     forked = os.fork()
     if not forked:
+        os.write(told, b"!")
         time.sleep(600)
+    os.read(awake, 1)  # it has let go of what it inherited
     spawned = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], close_fds=False, stdout=subprocess.DEVNULL)
     print(forked, spawned.pid, flush=True)
     time.sleep(600)
