@@ -32,10 +32,9 @@ def job(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.soak  # two minutes of soak.py, which kills more kinds, are in the suite
 @pytest.mark.timeout(600)
-def test_random_kills_lose_and_double_nothing(job: Path, tmp_path: Path) -> None:
-    legs, kills_per_leg = 3, 8
+@pytest.mark.parametrize(("legs", "kills_per_leg"), [(2, 5), pytest.param(3, 8, marks=pytest.mark.soak)], ids=["ten", "twenty"])
+def test_random_kills_lose_and_double_nothing(job: Path, tmp_path: Path, legs: int, kills_per_leg: int) -> None:
     count, seed = 400 * legs, time.time_ns() % 10_000
     manifest = make_input(tmp_path / "in", count)
     output = tmp_path / "corpus"
