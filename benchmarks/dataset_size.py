@@ -12,16 +12,19 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from pycocotools import mask as coco_mask
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from s3_server import CREDENTIALS, moto_server, new_bucket
 
 from datagen.assemble import region_row
 from datagen.check import check_dataset
@@ -78,20 +81,9 @@ def write_dataset(store: Store, num_assets: int, regions_every: int, assets_per_
 @contextmanager
 def bucket() -> Iterator[str]:
     """A prefix in a new bucket of a server that lives as long."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
-    os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while socket.socket().connect_ex(("127.0.0.1", port)):
-            time.sleep(0.1)
-        client(S3Options()).create_bucket(Bucket="benchmark")
-        yield "s3://benchmark/corpus"
-    finally:
-        server.kill()
-        server.wait()
+    with moto_server() as address:
+        os.environ |= CREDENTIALS | {"AWS_ENDPOINT_URL": address}
+        yield f"s3://{new_bucket(S3Options())}/corpus"
 
 
 def add_latency(seconds: float) -> None:

@@ -29,23 +29,18 @@ _REMOTE, _LOCAL = _Ahead(1 << 20, 64 << 10, 8 << 20), _Ahead(64 << 10, 4 << 10, 
 
 @dataclass
 class Ranges:
-    """One version of one file. size: bytes. version: as remote.version_of or uris.version_of_path gives it. fetch: (start, size) -> bytes.
-
-    num_requests: how often the place was asked.
-    """
+    """One version of one file. size: bytes. version: as remote.version_of or uris.version_of_path gives it. fetch: (start, size)."""
 
     where: str
     size: int
     version: str
     fetch: Callable[[int, int], bytes]
-    num_requests: int = 0
 
     def at(self, start: int, size: int) -> bytes:
         """The bytes from `start` on, fewer at the end. Raises StorageError, with code `precondition` when the file is another by now."""
         size = min(size, self.size - start)
         if size <= 0:
             return b""
-        self.num_requests += 1
         data = self.fetch(start, size)
         if len(data) != size:
             raise StorageError(f"{self.where} has {start + len(data)} bytes, and had {self.size} when it was opened", code="precondition")
@@ -84,9 +79,7 @@ def _of_path(path: str) -> Ranges:
 
 def _of_s3(uri: str, options: S3Options, version: str) -> Ranges:
     bucket, key = s3.split_uri(uri)
-    if not version:
-        found = s3.patiently(options, uri, lambda client: client.head_object(Bucket=bucket, Key=key))
-        version = f"{found['ContentLength']}-{found['ETag']}"
+    version = version or s3.object_version(options, uri)
     size, _, etag = version.partition("-")
 
     def fetch(start: int, size: int) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 from datagen import s3
 from datagen.errors import SourceError, StorageError, StorageUnavailableError
 from datagen.job import S3Options
+from datagen.ranged_file import RangedFile
 
 # Scheme -> what installs the package that fsspec needs for it. No others: fsspec would also follow URIs into archives, other hosts and
 # local files.
@@ -92,9 +93,7 @@ def version_of(uri: str, options: S3Options) -> str:
     """
     try:
         if scheme_of(uri) == "s3":
-            bucket, key = s3.split_uri(uri)
-            found = s3.patiently(options, uri, lambda client: client.head_object(Bucket=bucket, Key=key))
-            return f"{found['ContentLength']}-{found['ETag']}"
+            return s3.object_version(options, uri)
         fs = FileSystem(uri, options)
         return fs.version(fs.info(uri))
     except FileNotFoundError:
@@ -265,41 +264,17 @@ class FileSystem:
         return StorageError(said)
 
 
-class _File(io.RawIOBase):
+class _File(RangedFile):
     """One of their files for random access; every read is as patient as the job says. Raises as FileSystem does."""
 
     def __init__(self, uri: str, options: S3Options) -> None:
         super().__init__()
         fs = FileSystem(uri, options)
-        self._size, self._position, self._read = int(fs.info(uri).get("size") or 0), 0, fs.reader(uri)
+        self.size, self._read = int(fs.info(uri).get("size") or 0), fs.reader(uri)
 
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer from the current position; 0 at the end."""
-        view = memoryview(buffer).cast("B")
-        size = min(len(view), max(self._size - self._position, 0))
-        if size:
-            data = self._read(self._position, size)
-            view[: len(data)] = data
-            self._position += len(data)
-            return len(data)
-        return 0
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a position."""
-        self._position = max(0, offset + (0, self._position, self._size)[whence])
-        return self._position
-
-    def tell(self) -> int:
-        """The current position."""
-        return self._position
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
+    def range(self, start: int, size: int) -> bytes:
+        """The bytes from `start` on."""
+        return self._read(start, size)
 
 
 def _hub_refusal(error: Exception, where: str) -> StorageError | None:

@@ -5,7 +5,6 @@ Absent objects are FileNotFoundError; whatever else a bucket refuses is a Storag
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import threading
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 
 from datagen.errors import StorageError, StorageUnavailableError
 from datagen.job import S3Options
+from datagen.ranged_file import RangedFile
 
 SCHEME = "s3://"
 
@@ -220,7 +220,14 @@ def read_object(options: S3Options, bucket: str, key: str) -> bytes:
     return data
 
 
-class ObjectFile(io.RawIOBase):
+def object_version(options: S3Options, uri: str) -> str:
+    """What changes when the object does: its size and ETag. Raises FileNotFoundError, StorageError."""
+    bucket, key = split_uri(uri)
+    found = patiently(options, uri, lambda s3: s3.head_object(Bucket=bucket, Key=key))
+    return f"{found['ContentLength']}-{found['ETag']}"
+
+
+class ObjectFile(RangedFile):
     """An object for random access by ranged requests; the first one brings its end, which is where a Parquet file's index is.
 
     Raises FileNotFoundError and StorageError, also later when the object is replaced meanwhile.
@@ -230,7 +237,6 @@ class ObjectFile(io.RawIOBase):
         super().__init__()
         self._options, self._bucket, self._key = options, bucket, key
         self._where = f"{SCHEME}{bucket}/{key}"
-        self._position = 0
         self._ahead = 0, b""
         self.size, self._etag, self._tail = self._open()
 
@@ -248,7 +254,8 @@ class ObjectFile(io.RawIOBase):
                 return 0, "", b""
             raise
 
-    def _range(self, start: int, size: int) -> bytes:
+    def range(self, start: int, size: int) -> bytes:
+        """The bytes from `start` on, by one request unless they were read ahead."""
         for held_from, held in ((self.size - len(self._tail), self._tail), self._ahead):
             if held_from <= start and start + size <= held_from + len(held):
                 return held[start - held_from : start - held_from + size]
@@ -258,32 +265,6 @@ class ObjectFile(io.RawIOBase):
         self._ahead = start, data
         return data[:size]
 
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer from the current position; 0 at the end."""
-        view = memoryview(buffer).cast("B")
-        size = min(len(view), max(self.size - self._position, 0))
-        if size:
-            view[:size] = self._range(self._position, size)
-            self._position += size
-        return size
-
     def readall(self) -> bytes:
         """The rest, by one request."""
         return self.read(self.size - self._position) or b""
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a position."""
-        self._position = max(0, offset + (0, self._position, self.size)[whence])
-        return self._position
-
-    def tell(self) -> int:
-        """The current position."""
-        return self._position
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True

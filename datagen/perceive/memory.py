@@ -42,7 +42,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def sized_by(option: str, count: int) -> Iterator[None]:
-    """A call of so many things: turns any way of running out of memory into an CallTooLargeError."""
+    """A call of so many things: turns any way of running out of memory into a CallTooLargeError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

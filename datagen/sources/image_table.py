@@ -11,10 +11,10 @@ from pathlib import Path
 from datagen.errors import SourceError
 from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset, Failure, asset_id_of
-from datagen.remote import is_remote, version_of
+from datagen.remote import is_remote
 from datagen.sources.files import Files
-from datagen.sources.rows import RowReader, fill, plain
-from datagen.sources.uris import inside, inside_uri, uri_of_path, version_of_path
+from datagen.sources.rows import RowReader, fill, plain, version_of_file
+from datagen.sources.uris import inside, inside_uri, uri_of
 from datagen.tables import TABLE_SUFFIXES, cell_name, column_of, explained, open_table
 
 # Columns with a meaning. Not a manifest's shorthands: in a dataset `box` or `labels` may be anything.
@@ -48,7 +48,7 @@ class ImageTableSource:
             if not _is_table(file):
                 self.skipped["other file"] += 1
                 continue
-            uri = file if is_remote(file) else uri_of_path(file)
+            uri = uri_of(file)
             try:
                 yield from self._rows(file, uri)
             except SourceError as error:
@@ -73,7 +73,7 @@ class ImageTableSource:
         table, version = open_table(file, self._s3), ""
         column_of(table.schema, self.column, file)
         if self._options.reprocess_changed:
-            version = version_of(file, self._s3) if is_remote(file) else version_of_path(file)
+            version = version_of_file(file, self._s3)
         rows, paths = table.rows(), RowReader.of(file, self._options, self._s3)
         for number in range(table.num_rows):
             with explained(f"{file}, row {number},"):

@@ -17,7 +17,7 @@ from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset, Failure, Prompt, asset_id_of
 from datagen.remote import checked_uri, is_remote, open_file, redacted, version_of
 from datagen.sources.prompts import parse_prompts, parse_shorthand
-from datagen.sources.uris import Roots, inside, media_type_of, path_of_uri, uri_of_path, version_of_path
+from datagen.sources.uris import Roots, inside, media_type_of, path_of_uri, uri_of, version_of_path
 
 # Columns with a meaning; every other one passes through to `Asset.extra`.
 COLUMNS = ("uri", "asset_id", "license", "prompts", "box", "points", "labels")
@@ -90,10 +90,10 @@ class RowReader:
     def _version(self, uri: str) -> str:
         place = inside(uri)
         file = place.file if place else uri
-        return version_of(file, self.s3) if is_remote(file) else version_of_path(path_of_uri(file))
+        return version_of_file(file if is_remote(file) else path_of_uri(file), self.s3)
 
     def _unnamed(self, number: int, failure: Failure) -> Asset:
-        uri = f"{self.manifest if is_remote(self.manifest) else uri_of_path(self.manifest)}#row={number}"
+        uri = f"{uri_of(self.manifest)}#row={number}"
         return Asset(asset_id_of(uri), uri, failure=failure)
 
 
@@ -134,6 +134,11 @@ def plain(value: Any) -> Any:
 def open_source_file(path: str, s3: S3Options) -> BinaryIO:
     """A manifest or COCO file for reading, here or in a bucket. Raises OSError, StorageError."""
     return open_file(path, s3) if is_remote(path) else open(path, "rb")
+
+
+def version_of_file(place: str, s3: S3Options) -> str:
+    """What changes when a file does, here by its path or in a bucket by its URI. Raises as remote.version_of does."""
+    return version_of(place, s3) if is_remote(place) else version_of_path(place)
 
 
 def absolute(path: str) -> str:

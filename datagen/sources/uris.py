@@ -75,6 +75,11 @@ def uri_of_path(path: str) -> str:
     return _uri_of_absolute(os.path.abspath(path))
 
 
+def uri_of(place: str) -> str:
+    """The URI of a path, or of a remote file, which is one already."""
+    return place if is_remote(place) else uri_of_path(place)
+
+
 def _uri_of_absolute(path: str) -> str:
     try:
         path.encode()

@@ -18,10 +18,9 @@ from datagen.errors import SourceError, StorageError
 from datagen.job import S3Options, SourceOptions
 from datagen.ranges import open_ranges
 from datagen.records import Asset, Failure, Span, asset_id_of
-from datagen.remote import is_remote
 from datagen.sources.files import Files
 from datagen.sources.rows import fill, plain
-from datagen.sources.uris import inside, inside_uri, media_type_of, member_path, uri_of_path
+from datagen.sources.uris import inside, inside_uri, media_type_of, member_path, uri_of
 from datagen.tar import COMPRESSED_SUFFIXES, Member, TarReader, compressed
 
 _METADATA_SUFFIXES = (".json", ".txt")
@@ -63,7 +62,7 @@ class TarSource:
         self.skipped.update(self._files.skipped)
 
     def _archive(self, file: str) -> Iterator[Asset]:
-        uri = file if is_remote(file) else uri_of_path(file)
+        uri = uri_of(file)
         archive = None
         try:
             if inside(uri):
@@ -84,7 +83,7 @@ class TarSource:
             yield self._failed_archive(file, SourceError(error.message, code="archive_damaged"))
 
     def _failed_archive(self, file: str, error: SourceError) -> Asset:
-        uri = file if is_remote(file) else uri_of_path(file)
+        uri = uri_of(file)
         return Asset(asset_id_of(uri), uri, failure=Failure(error.code, f"{uri}: {plain(error.message)}"))
 
 
