@@ -39,8 +39,19 @@ class StageOptions(Options):
     steps: Positive = Field(description="optimizer steps")
     learning_rate: float = Field(1e-3, gt=0)
     warmup_steps: int = Field(100, ge=0)
+    muon_learning_rate: float | None = Field(
+        None, gt=0, description="with it the matrices of linear layers are trained by Muon at this rate, and the rest at learning_rate"
+    )
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+
+
+class EncodeStage(StageOptions):
+    """SAM 2's image encoder, before any prompt: which words lie where, from all regions of a picture at once."""
+
+    kind: Literal["encode"]
+    batch_size: Positive = Field(16, description="images per step")
+    flip: bool = Field(True, description="mirror half of the images")
 
 
 class SegmentStage(StageOptions):
@@ -90,7 +101,7 @@ class TrackStage(StageOptions):
     train_decoder: bool = Field(False, description="also the mask decoder; then `describe` comes after")
 
 
-Stage = Annotated[SegmentStage | DescribeStage | TrackStage, Field(discriminator="kind")]
+Stage = Annotated[EncodeStage | SegmentStage | DescribeStage | TrackStage, Field(discriminator="kind")]
 
 
 class DistillConfig(Options):

@@ -61,21 +61,6 @@ class Corpus:
     regions: list[RegionData]
     of_image: list[range]
 
-    def words(self, limit: int = 64) -> list[str]:
-        """The most frequent words of English labels and captions, at most `limit`, in the order of their names."""
-        counts: dict[str, int] = {}
-        for region in self.regions:
-            for word in region_words(region):
-                counts[word] = counts.get(word, 0) + 1
-        common = sorted(counts, key=lambda word: (-counts[word], word))[:limit]
-        return sorted(word for word in common if counts[word] < len(self.regions))
-
-
-def region_words(region: RegionData) -> set[str]:
-    """The words of a region's English label and caption, in lower case."""
-    text = " ".join(region.texts.get((task, "en"), "") for task in ("label", "caption"))
-    return {word for word in (part.strip(".,;:!?\"'").lower() for part in text.split()) if word}
-
 
 def load_corpus(dataset: str, cache: Path, image_size: int) -> Corpus:
     """The images and regions of a dataset, through the cache.

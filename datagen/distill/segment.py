@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datagen.distill.config import SegmentStage
-from datagen.distill.corpus import Corpus, region_words
+from datagen.distill.corpus import Corpus
 from datagen.distill.prompts import BOX_LABELS, POINT_LABELS, inside_point
 from datagen.distill.student import Student
+from datagen.distill.words import Words, pooled, words_loss, words_right
 from datagen.pam.front_end import Decoded
 
 _BOX_JITTER = 0.04  # of the box's sides
@@ -44,15 +45,13 @@ class SegmentBatch:
 
 
 class SegmentTask:
-    """What the segment stage trains, on what, and with which loss. `head` names words from tokens; it is thrown away in the end."""
+    """What the segment stage trains, on what, and with which loss. `head` reads words and places; it is thrown away in the end."""
 
     def __init__(self, stage: SegmentStage, student: Student, corpus: Corpus, seed: int) -> None:
         self.stage, self.student, self.corpus, self.seed = stage, student, corpus, seed
-        self.vocabulary = corpus.words()
-        known = {word: index for index, word in enumerate(self.vocabulary)}
-        self._words = [[known[word] for word in region_words(region) if word in known] for region in corpus.regions]
-        dim = student.perceiver.sem_tokens.embedding_dim
-        outputs = {"token": max(len(known), 1), "image": max(len(known), 1), "box": 4, "cell": 1}
+        self.words = Words(corpus)
+        dim, known = student.perceiver.sem_tokens.embedding_dim, max(len(self.words.names), 1)
+        outputs = {"encoder": known, "image": known, "token": known, "box": 4, "cell": 1}
         self.head: nn.Module = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in outputs.items()})
 
     def modules(self) -> Iterator[nn.Module]:
@@ -79,9 +78,6 @@ class SegmentTask:
         pictures = corpus.pixels[images]
         pixels = np.where(flips[:, None, None, None], pictures[:, :, ::-1], pictures)
         slots, regions, points, masks = zip(*rows, strict=True)
-        words = np.zeros((len(rows), len(self.vocabulary)), dtype=np.float32)
-        for row, region in enumerate(regions):
-            words[row, self._words[region] if region >= 0 else []] = 1
         return SegmentBatch(
             torch.from_numpy(pixels),
             torch.tensor(slots),
@@ -89,7 +85,7 @@ class SegmentTask:
             torch.tensor([BOX_LABELS if is_box else POINT_LABELS] * len(rows), dtype=torch.int32),
             torch.from_numpy(np.stack(masks).astype(np.float32) / 255),
             torch.tensor([float(region >= 0) for region in regions]),
-            torch.from_numpy(words),
+            self.words.targets(list(regions)),
         )
 
     def _prompt(self, rng: np.random.Generator, image: int, is_box: bool, flip: bool) -> tuple[int, np.ndarray, np.ndarray]:
@@ -140,7 +136,7 @@ class SegmentTask:
         mask = ((each[:, 0] + of_three) * present).sum() / present.sum().clamp(min=1)
         predicted = (decoded.predicted_iou - iou * present[:, None]).abs().mean()
         score = F.binary_cross_entropy_with_logits(decoded.object_score, present)
-        named, right = self._named(decoded, masks, words, present)
+        named, right = self._named(features.embed[batch.image.to(device)], decoded, masks, words, present)
         guide = self._guide(decoded, masks, present)
         total = mask + predicted + score + self.stage.words_weight * named + self.stage.guide_weight * guide
         seen = present > 0
@@ -171,21 +167,19 @@ class SegmentTask:
         total: Tensor = ((of_cells + 5 * boxes) * present).sum() / present.sum().clamp(min=1)
         return total
 
-    def _named(self, decoded: Decoded, masks: Tensor, words: Tensor, present: Tensor) -> tuple[Tensor, float]:
-        """Cross-entropy of the words from the mask token and from the image side under the mask; share of objects all right."""
-        if not self.vocabulary:
-            return decoded.logits.new_zeros(()), 1.0
-        grid = decoded.image_embed.shape[-1]
-        weights = F.adaptive_avg_pool2d(masks[:, None], grid)
-        pooled = (decoded.image_embed * weights).sum((2, 3)) / weights.sum((2, 3)).clamp(min=1e-3)
+    def _named(self, encoded: Tensor, decoded: Decoded, masks: Tensor, words: Tensor, present: Tensor) -> tuple[Tensor, float]:
+        """Loss of the words read off the features under the mask, before and after the decoder, and off the mask token; share of objects
+        whose mask token has all right.
+        """
         total, right = decoded.logits.new_zeros(()), torch.ones_like(present)
-        for name, feature in (("token", decoded.tokens[:, 0]), ("image", pooled)):
+        if not self.words.names:
+            return total, 1.0
+        sources = {"encoder": pooled(encoded, masks), "image": pooled(decoded.image_embed, masks), "token": decoded.tokens[:, 0]}
+        for name, feature in sources.items():
             logits = self.head.get_submodule(name)(feature)
-            per_region = F.binary_cross_entropy_with_logits(logits, words, reduction="none").sum(1)
-            total = total + (per_region * present).sum() / present.sum().clamp(min=1)
-            if name == "token":
-                right = ((logits > 0) == (words > 0)).all(1).float()
-        return total / 2, float((right * present).sum() / present.sum().clamp(min=1))
+            total = total + (words_loss(logits, words) * present).sum() / present.sum().clamp(min=1)
+            right = words_right(logits, words)
+        return total / len(sources), float((right * present).sum() / present.sum().clamp(min=1))
 
 
 def _boxes(masks: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from datagen.distill.clips import ClipCorpus, load_clips, require_captions
-from datagen.distill.config import DescribeStage, SegmentStage, Stage
+from datagen.distill.config import DescribeStage, EncodeStage, SegmentStage, Stage
 from datagen.distill.corpus import Corpus, load_corpus, read_texts, require_texts
 from datagen.distill.describe import DescribeTask
+from datagen.distill.encode import EncodeTask
 from datagen.distill.features import region_features, track_features
 from datagen.distill.segment import SegmentTask
 from datagen.distill.student import Student
@@ -87,6 +88,8 @@ def require(options: Stage, student: Student, data: Data) -> None:
 
 def make_task(options: Stage, student: Student, data: Data, seed: int, cache: Path) -> Task:
     """The task of a stage; what it takes from the frozen parts is computed now, or found in `cache`. Raises SourceError."""
+    if isinstance(options, EncodeStage):
+        return EncodeTask(options, student, data.regions(), seed)
     if isinstance(options, SegmentStage):
         return SegmentTask(options, student, data.regions(), seed)
     if isinstance(options, DescribeStage):

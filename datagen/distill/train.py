@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from datagen.distill.config import DistillConfig, Stage, StageOptions, parse_config
+from datagen.distill.optimizer import make_optimizers
 from datagen.distill.student import Student, image_size_of, new_student
 from datagen.distill.tasks import Data, Task, make_task, require, trainable
 from datagen.errors import JobError, OutputBusyError
@@ -113,40 +114,44 @@ class _Training:
             task = make_task(options, self.student, self.data, self.config.seed, self.work / "cache")
         task.head.to(self.student.device)
         weights = trainable(task)
-        optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.98))
+        optimizers = make_optimizers(options, task.modules(), weights)
         if self._saved and number == self._saved["stage"] and self._saved["step"]:
             task.head.load_state_dict(self._saved["head"])
-            optimizer.load_state_dict(self._saved["optimizer"])
+            for optimizer, state in zip(optimizers, self._saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
         self._saved = {}
-        self._steps(options, task, weights, optimizer)
+        self._steps(options, task, weights, optimizers)
         self.student.requires_grad_(False).eval()
         self.stage, self.step = number + 1, 0
-        self._save(nn.Module(), None)
+        self._save(nn.Module(), [])
 
-    def _steps(self, options: Stage, task: Task, weights: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    def _steps(self, options: Stage, task: Task, weights: list[nn.Parameter], optimizers: list[torch.optim.Optimizer]) -> None:
         started = saved = time.monotonic()
         while self.step < options.steps:
-            self._one_step(options, task, weights, optimizer)
+            self._one_step(options, task, weights, optimizers)
             if self.step % self.config.steps_per_epoch == 0 or self.step == options.steps:
                 self._write_metrics(options.kind, time.monotonic() - started)
                 started = time.monotonic()
             if time.monotonic() - saved > self.config.save_every_s:
-                self._save(task.head, optimizer)
+                self._save(task.head, optimizers)
                 saved = time.monotonic()
 
-    def _one_step(self, options: Stage, task: Task, weights: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    def _one_step(self, options: Stage, task: Task, weights: list[nn.Parameter], optimizers: list[torch.optim.Optimizer]) -> None:
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # dropout
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(options, self.step)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * learning_share(options, self.step)
         with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.config.bfloat16):
             loss, report = task.loss(task.batch(self.step))
         if not math.isfinite(report["loss"]):
             where = f"stage {self.stage} ({options.kind}) diverged at step {self.step}"
             raise JobError(f"{where}: the loss is {report['loss']}; lower its learning_rate, {options.learning_rate}")
-        optimizer.zero_grad(set_to_none=True)
+        for weight in weights:
+            weight.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, options.clip_norm)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         self.sums.add(report)
         self.step += 1
 
@@ -165,7 +170,7 @@ class _Training:
             kept = [line for line in lines if (json.loads(line)["stage"], json.loads(line)["step"]) <= (self.stage, self.step)]
             _replace(path, lambda aside: aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8"))
 
-    def _save(self, head: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    def _save(self, head: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
         state = {
             "stage": self.stage,
             "step": self.step,
@@ -173,17 +178,17 @@ class _Training:
             "counts": self.sums.counts,
             "student": self.student.state_dict(),
             "head": head.state_dict(),
-            "optimizer": optimizer.state_dict() if optimizer else {},
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         }
         _replace(self.work / "state.pt", lambda aside: torch.save(state, aside))
 
 
-def learning_rate(options: StageOptions, step: int) -> float:
-    """A linear rise, then a cosine down to a twentieth."""
+def learning_share(options: StageOptions, step: int) -> float:
+    """How much of the learning rate a step uses: a linear rise, then a cosine down to a twentieth."""
     if step < options.warmup_steps:
-        return options.learning_rate * (step + 1) / options.warmup_steps
+        return (step + 1) / options.warmup_steps
     part = (step - options.warmup_steps) / max(options.steps - options.warmup_steps, 1)
-    return options.learning_rate * (_FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * part)))
+    return _FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * part))
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

@@ -16,19 +16,20 @@ from damage import rewrite, with_column
 from distill_student import STUDENT, metrics_of, pocket
 
 from datagen.distill.config import load_config, parse_config
+from datagen.distill.optimizer import MatrixOptimizer, make_optimizers
 from datagen.distill.student import image_size_of, new_student
-from datagen.distill.train import distill, learning_rate
+from datagen.distill.train import distill, learning_share
 from datagen.errors import DatagenError, JobError, OutputBusyError, SourceError, WriteError
 from datagen.records import LANGUAGES, TASKS
 from datagen.scenes import write_scenes
 from datagen.write import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = (
-    {"kind": "segment", "steps": 6, "batch_size": 2, "warmup_steps": 2},
-    {"kind": "track", "steps": 4, "objects": 2, "frames": 3, "warmup_steps": 2},
-    {"kind": "describe", "steps": 6, "batch_size": 4, "clip_share": 0.5, "warmup_steps": 2},
-)
+ENCODE = {"kind": "encode", "steps": 6, "batch_size": 2, "warmup_steps": 2, "muon_learning_rate": 0.02}
+SEGMENT = {"kind": "segment", "steps": 6, "batch_size": 2, "warmup_steps": 2}
+TRACK = {"kind": "track", "steps": 4, "objects": 2, "frames": 3, "warmup_steps": 2}
+DESCRIBE = {"kind": "describe", "steps": 6, "batch_size": 4, "clip_share": 0.5, "warmup_steps": 2}
+STAGES = (ENCODE, SEGMENT, TRACK, DESCRIBE)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,7 @@ def weights(output):
 
 def test_every_stage_reports_what_it_learns(whole):
     kinds = {line["kind"]: line for line in metrics_of(whole)}
+    assert {"covered", "words", "words_right"} <= kinds["encode"].keys()
     assert {"iou", "iou_of_three", "iou_error", "mask", "score", "words"} <= kinds["segment"].keys()
     assert {"j", "presence_right"} <= kinds["track"].keys()
     assert {"tokens_right", "loss"} <= kinds["describe"].keys()
@@ -55,8 +57,8 @@ def test_every_stage_reports_what_it_learns(whole):
 
 
 def test_a_stage_leaves_the_parts_of_others_alone(scenes, tmp_path):
-    distill(pocket(STAGES[0]), scenes, tmp_path / "masks")
-    distill(pocket(*STAGES[:2]), scenes, tmp_path / "memory")
+    distill(pocket(ENCODE, SEGMENT), scenes, tmp_path / "masks")
+    distill(pocket(ENCODE, SEGMENT, TRACK), scenes, tmp_path / "memory")
     before, after = weights(tmp_path / "masks"), weights(tmp_path / "memory")
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert {"memory_attention", "memory_encoder", "obj_ptr_proj"} <= changed
@@ -103,7 +105,7 @@ def test_a_killed_training_goes_on_to_the_same_loss_curve(scenes, whole, tmp_pat
 
 
 def test_only_one_training_works_in_a_folder(scenes, tmp_path):
-    config = pocket(STAGES[0])
+    config = pocket(SEGMENT)
 
     def second(_line):
         with pytest.raises(OutputBusyError, match="another training"):
@@ -115,12 +117,41 @@ def test_only_one_training_works_in_a_folder(scenes, tmp_path):
 def test_another_training_is_not_continued(scenes, whole, tmp_path):
     shutil.copytree(f"{whole}.work", tmp_path / "student.work")
     with pytest.raises(JobError, match="other config"):
-        distill(pocket(STAGES[0]), scenes, tmp_path / "student")
+        distill(pocket(SEGMENT), scenes, tmp_path / "student")
+
+
+def test_muon_is_that_of_torch_in_float32():
+    torch.manual_seed(0)
+    theirs = {name: torch.nn.Parameter(torch.randn(shape)) for name, shape in (("wide", (8, 24)), ("tall", (40, 16)))}
+    ours = {name: torch.nn.Parameter(weight.detach().clone()) for name, weight in theirs.items()}
+    optimizers = (
+        torch.optim.Muon(theirs.values(), lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="original"),
+        MatrixOptimizer(ours.values(), lr=0.02, weight_decay=0.1),
+    )
+    for _ in range(3):
+        for name, weight in theirs.items():
+            weight.grad = torch.randn_like(weight)
+            ours[name].grad = weight.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for name, weight in theirs.items():
+        assert torch.allclose(ours[name], weight, atol=2e-3), name  # theirs is rounded to bfloat16 within
+
+
+def test_muon_has_the_matrices_and_adam_the_rest():
+    stage = parse_config({"stages": [{"kind": "describe", "steps": 1, "muon_learning_rate": 0.02}]}).stages[0]
+    student = torch.nn.ModuleDict({"words": torch.nn.Embedding(5, 4), "layer": torch.nn.Linear(4, 4), "head": torch.nn.Linear(4, 5)})
+    student["head"].weight = student["words"].weight
+    head = torch.nn.Linear(4, 2)
+    adam, muon = make_optimizers(stage, [student], [*student.parameters(), *head.parameters()])
+    assert [id(weight) for weight in muon.param_groups[0]["params"]] == [id(student["layer"].weight)]
+    others = {id(weight) for weight in (student["words"].weight, student["layer"].bias, student["head"].bias, *head.parameters())}
+    assert {id(weight) for weight in adam.param_groups[0]["params"]} == others
 
 
 def test_the_learning_rate_rises_and_falls():
     stage = pocket({"kind": "segment", "steps": 110, "learning_rate": 1.0, "warmup_steps": 10}).stages[0]
-    rates = [learning_rate(stage, step) for step in range(110)]
+    rates = [learning_share(stage, step) for step in range(110)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[10] == max(rates) == 1
     assert rates[60] == pytest.approx(0.525)
@@ -138,7 +169,7 @@ def test_the_learning_rate_rises_and_falls():
 )
 def test_a_wrong_configuration_is_named(change, message):
     with pytest.raises(JobError, match=message):
-        parse_config({"stages": [STAGES[0]], "student": STUDENT, **change})
+        parse_config({"stages": [SEGMENT], "student": STUDENT, **change})
 
 
 @pytest.mark.parametrize("name", ["distill.yaml", "smaller.yaml"])
@@ -154,13 +185,13 @@ def test_the_students_of_the_examples_can_see(name, tmp_path):
 def test_an_unknown_entry_of_the_segmenter_is_named(scenes, tmp_path):
     student = {**STUDENT, "segmenter": {**STUDENT["segmenter"], "image_decoder.depth": 3}}
     with pytest.raises(JobError, match=r"no image_decoder\.depth"):
-        distill(parse_config({"stages": [STAGES[0]], "student": student}), scenes, tmp_path / "student")
+        distill(parse_config({"stages": [SEGMENT], "student": student}), scenes, tmp_path / "student")
 
 
 def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="no datagen dataset"):
-        distill(pocket(STAGES[0]), str(tmp_path / "empty"), tmp_path / "student")
+        distill(pocket(SEGMENT), str(tmp_path / "empty"), tmp_path / "student")
 
 
 @pytest.fixture
@@ -171,7 +202,7 @@ def copy(scenes, tmp_path):
 
 def test_missing_media_is_named(copy, tmp_path):
     shutil.rmtree(copy / "media")
-    for stage in (STAGES[0], STAGES[1]):
+    for stage in (SEGMENT, TRACK):
         with pytest.raises(SourceError, match=r"media/.*not at hand"):
             distill(pocket(stage), str(copy), tmp_path / f"student-{stage['kind']}")
 
@@ -179,13 +210,13 @@ def test_missing_media_is_named(copy, tmp_path):
 def test_a_dataset_without_regions_is_refused(tmp_path):
     write_scenes(tmp_path / "data", num_images=0, num_clips=1)
     with pytest.raises(SourceError, match="no region of an image"):
-        distill(pocket(STAGES[0]), str(tmp_path / "data"), tmp_path / "student")
+        distill(pocket(SEGMENT), str(tmp_path / "data"), tmp_path / "student")
 
 
 def test_a_dataset_without_tracks_is_refused(tmp_path):
     write_scenes(tmp_path / "data", num_images=1)
     with pytest.raises(SourceError, match="no track of a clip"):
-        distill(pocket(STAGES[1]), str(tmp_path / "data"), tmp_path / "student")
+        distill(pocket(TRACK), str(tmp_path / "data"), tmp_path / "student")
 
 
 def emptied(copy, table, *columns):
@@ -196,9 +227,9 @@ def emptied(copy, table, *columns):
 
 def test_a_text_that_the_dataset_lacks_is_named_before_anything_is_trained(copy, tmp_path):
     emptied(copy, "regions", "caption_zh")
-    stage = {**STAGES[2], "clip_share": 0.0}
+    stage = {**DESCRIBE, "clip_share": 0.0}
     with pytest.raises(SourceError, match="no caption_zh to learn from"):
-        distill(pocket(STAGES[0], stage), str(copy), tmp_path / "student")
+        distill(pocket(SEGMENT, stage), str(copy), tmp_path / "student")
     assert not (tmp_path / "student.work/metrics.jsonl").exists()
     distill(pocket({**stage, "steps": 1, "languages": ["en"]}), str(copy), tmp_path / "english")
 
@@ -208,11 +239,11 @@ def test_masks_are_learned_without_semantics_but_words_are_not(copy, tmp_path):
     emptied(copy, "tracks", "caption_en", "caption_zh")
     for path in (copy / "tracks").glob("*.parquet"):
         rewrite(path, lambda table: with_column(table, "events", [[] for _ in range(len(table))]))
-    distill(pocket({**STAGES[0], "steps": 1}), str(copy), tmp_path / "masks")
+    distill(pocket({**SEGMENT, "steps": 1}), str(copy), tmp_path / "masks")
     with pytest.raises(SourceError, match="no label_en to learn from"):
-        distill(pocket({**STAGES[2], "clip_share": 0.0}), str(copy), tmp_path / "words")
+        distill(pocket({**DESCRIBE, "clip_share": 0.0}), str(copy), tmp_path / "words")
     with pytest.raises(SourceError, match="no caption_en and no event with a text_en to learn from in `tracks`"):
-        distill(pocket({**STAGES[2], "clip_share": 1.0}), str(copy), tmp_path / "events")
+        distill(pocket({**DESCRIBE, "clip_share": 1.0}), str(copy), tmp_path / "events")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +259,7 @@ def test_masks_are_learned_without_semantics_but_words_are_not(copy, tmp_path):
 def test_a_part_with_other_columns_is_refused(copy, tmp_path, change, said):
     rewrite(next((copy / "regions").glob("*.parquet")), change)
     with pytest.raises(SourceError, match=said):
-        distill(pocket(STAGES[0]), str(copy), tmp_path / "student")
+        distill(pocket(SEGMENT), str(copy), tmp_path / "student")
 
 
 def test_media_in_a_bucket_are_fetched_and_a_missing_one_is_named(copy, tmp_path, options, bucket, s3_address, monkeypatch):
@@ -241,7 +272,7 @@ def test_media_in_a_bucket_are_fetched_and_a_missing_one_is_named(copy, tmp_path
         for path in (copy / table).glob("*.parquet"):
             rewrite(path, lambda found: with_column(found, "uri", [f"{root}/{uri}" for uri in found["uri"].to_pylist()]))
     shutil.rmtree(copy / "media")
-    for stage, lost in ((STAGES[0], "image-000003.jpg"), (STAGES[1], "clip-000001.mp4")):
+    for stage, lost in ((SEGMENT, "image-000003.jpg"), (TRACK, "clip-000001.mp4")):
         distill(pocket({**stage, "steps": 1}), str(copy), tmp_path / stage["kind"])
         store.delete(f"media/{lost}")
         with pytest.raises(SourceError, match=f"s3://.*{lost}.*not at hand"):
@@ -250,16 +281,16 @@ def test_media_in_a_bucket_are_fetched_and_a_missing_one_is_named(copy, tmp_path
 
 def test_tracks_too_short_for_the_stage_are_refused(scenes, tmp_path):
     with pytest.raises(SourceError, match="499 more frames"):
-        distill(pocket({**STAGES[1], "frames": 500}), scenes, tmp_path / "student")
+        distill(pocket({**TRACK, "frames": 500}), scenes, tmp_path / "student")
 
 
 def test_another_schema_version_is_refused(copy, tmp_path):
     marker = copy / "_datagen/dataset.json"
     marker.write_text(marker.read_text().replace('"regions": 1', '"regions": 2'))
     with pytest.raises(WriteError, match=r"'regions': 2"):
-        distill(pocket(STAGES[0]), str(copy), tmp_path / "student")
+        distill(pocket(SEGMENT), str(copy), tmp_path / "student")
 
 
 def test_a_diverging_training_stops_and_says_so(scenes, tmp_path):
     with pytest.raises(DatagenError, match="diverged at step"):
-        distill(pocket({**STAGES[0], "learning_rate": 1e30, "warmup_steps": 0}), scenes, tmp_path / "student")
+        distill(pocket({**SEGMENT, "learning_rate": 1e30, "warmup_steps": 0}), scenes, tmp_path / "student")
