@@ -15,7 +15,7 @@ from datagen.job import Job, load_job
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="job file, such as pipelines/image-regions.yaml")]
 Input = Annotated[str | None, typer.Option("--input", "-i", help="folder, manifest (.parquet .jsonl .csv), COCO .json, tars or a dataset")]
 Output = Annotated[str | None, typer.Option("--output", "-o", help="dataset folder; an existing one is continued")]
-Model = Annotated[str | None, typer.Option(help="`tiny` (embedded), a checkpoint folder, or a hub id")]
+Model = Annotated[str | None, typer.Option(help="`tiny-shapes` or `tiny` (embedded), a checkpoint folder, or a hub id")]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", help="override one option: key.path=value (repeatable)")]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output on stdout")]
 

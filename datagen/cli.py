@@ -225,7 +225,7 @@ def distill(
 
 @model_app.command("show")
 def model_show(
-    checkpoint: Annotated[str, typer.Argument(metavar="MODEL", help="`tiny`, a checkpoint folder, or a hub id")],
+    checkpoint: Annotated[str, typer.Argument(metavar="MODEL", help="`tiny-shapes`, `tiny`, a checkpoint folder, or a hub id")],
     sam2: Annotated[str | None, typer.Option(help="SAM 2.1 weights: a file, a folder or a hub id")] = None,
     sam2_config: Annotated[str | None, typer.Option(help="config of those weights, where it does not follow from them")] = None,
     as_json: AsJson = False,
@@ -245,7 +245,7 @@ def model_show(
 
 @model_app.command("prepare")
 def model_prepare(
-    checkpoint: Annotated[str, typer.Argument(metavar="MODEL", help="`tiny`, a checkpoint folder, or a hub id")],
+    checkpoint: Annotated[str, typer.Argument(metavar="MODEL", help="`tiny-shapes`, `tiny`, a checkpoint folder, or a hub id")],
     sam2: Annotated[str | None, typer.Option(help="SAM 2.1 weights: a file, a folder or a hub id")] = None,
 ) -> None:
     """Fetch a checkpoint where needed and convert its language model once, so that runs start at once and work offline.

@@ -135,6 +135,10 @@ class ClusterError(DatagenError):
     """The machine or the cluster broke; a rerun resumes."""
 
     code = "cluster"
+    token_wanted = (
+        "export RAY_AUTH_MODE=token here, with the head's token in RAY_AUTH_TOKEN or ~/.ray/auth_token. A head asks for one wherever that "
+        "file is there, and any run with a Ray of its own leaves it; to do without, start the head with RAY_AUTH_MODE=disabled"
+    )
 
 
 class EngineDiedError(ClusterError):

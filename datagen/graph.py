@@ -174,6 +174,8 @@ def start_ray(job: Job) -> bool:
                 ray.init(object_store_memory=memory, _metrics_export_port=job.run.metrics_port, **embedded, **quiet)
     except Exception as error:  # Ray raises that itself when a node does not start in time
         where = job.run.ray_address or "an embedded Ray"
+        if "InvalidAuthToken" in f"{error} {error.__cause__}":
+            raise ClusterError(f"{where} asks for another token than this machine has: {ClusterError.token_wanted}") from error
         raise ClusterError(f"cannot start or reach {where}: {error}. See the run's log; `ray status` shows a cluster's state.") from error
     nodes = [node for node in ray.nodes() if node["Alive"]]
     endpoints = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in nodes]

@@ -49,7 +49,7 @@ class Pool(Options):
 class ModelOptions(Options):
     """Which weights. Licences differ between them; the run record says what was used."""
 
-    checkpoint: str = Field("Perceive-Anything/PAM-1.5B", description="PAM checkpoint: `tiny`, a folder, or a hub id")
+    checkpoint: str = Field("Perceive-Anything/PAM-1.5B", description="PAM checkpoint: `tiny-shapes`, `tiny`, a folder, or a hub id")
     sam2: str | None = Field(
         None, description="SAM 2.1 weights: a file, a folder or a hub id; left out: those beside or inside the checkpoint"
     )

@@ -106,6 +106,8 @@ class Jobs:
         except (RuntimeError, ConnectionError, ValueError, RequestException, ClientError) as error:
             if submission_id and ("status code 404" in str(error) or getattr(error, "status", None) == 404):
                 raise JobError(f"{self.address} knows no job {submission_id}; `datagen job list` shows them") from error
+            if str(error).startswith("Authentication"):
+                raise ClusterError(f"the job server {self.address} asks for a token: {ClusterError.token_wanted}") from error
             raise ClusterError(
                 f"the job server {self.address} does not do it: {str(error).rstrip('.')}. Give --address http://HOST:8265 of Ray's head; "
                 "from outside, forward its port first (see docs/clusters.md)."

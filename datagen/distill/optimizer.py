@@ -43,15 +43,21 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest semi-orthogonal matrix, (N, M), by Newton-Schulz: singular values become 0.7 to 1.2."""
+    """About the nearest semi-orthogonal matrix, (N, M), by Newton-Schulz: singular values become 0.7 to 1.2.
+
+    Every iterate is a polynomial of X X^T times X, so that only the small square matrices are iterated.
+    """
     a, b, c = _COEFFICIENTS
-    tall = matrix.shape[0] > matrix.shape[1]
-    found = matrix.T if tall else matrix
-    found = found / found.norm().clamp(min=1e-7)
+    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    wide = wide / wide.norm().clamp(min=1e-7)
+    gram = wide @ wide.T
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    total = identity
     for _ in range(_ITERATIONS):
-        gram = found @ found.T
-        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
-    return found.T if tall else found
+        step = torch.addmm(torch.add(a * identity, gram, alpha=b), gram, gram, alpha=c)
+        total, gram = step @ total, step @ (step @ gram)
+    found = total @ wide
+    return found.T if matrix.shape[0] > matrix.shape[1] else found
 
 
 def make_optimizers(options: StageOptions, modules: Iterable[nn.Module], weights: list[nn.Parameter]) -> list[torch.optim.Optimizer]:

@@ -26,6 +26,10 @@ PERCEIVER = "model.vision_resampler."
 DEFAULT_SAM2 = "facebook/sam2.1-hiera-large"
 _SAM2_CONFIGS = {size: f"configs/sam2.1/sam2.1_hiera_{size}.yaml" for size in ("t", "s", "b+", "l")}
 _SAM2_FILES = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
+EMBEDDED = ("tiny", "tiny-shapes")
+"""Checkpoints by name, without any download: random weights made from a seed, and one trained on `datagen.scenes`."""
+
+_TINY_SHAPES = Path(__file__).with_name("tiny_shapes")
 _WAY_OUT = "To try datagen without weights: --model tiny"
 
 
@@ -129,6 +133,8 @@ def checkpoint_folder(options: ModelOptions) -> Path:
     """The PAM folder that a job names, made (`tiny`) or downloaded where needed. Raises ModelLoadError saying what was tried."""
     if options.checkpoint == "tiny":
         return _tiny_folder()
+    if options.checkpoint == "tiny-shapes":
+        return _TINY_SHAPES
     folder = Path(options.checkpoint).expanduser()
     if folder.is_dir():
         return folder.resolve()
@@ -158,7 +164,7 @@ def _tiny_folder() -> Path:
 
 def _sam2_files(options: ModelOptions, checkpoint: Path) -> tuple[Path | None, str | None]:
     """(weights or None for those inside the checkpoint, config or None when only the shapes can tell)."""
-    if options.sam2 is not None and options.checkpoint != "tiny":  # the embedded one is a whole, whatever else the job names
+    if options.sam2 is not None and options.checkpoint not in EMBEDDED:  # these are whole, whatever else the job names
         path = Path(options.sam2).expanduser()
         return _sam2_at(path.resolve()) if path.exists() else _sam2_from_hub(options.sam2)
     if (checkpoint / "sam2").is_dir():

@@ -129,7 +129,7 @@ class Round:
     corpus: Corpus
     job: Path
     output: str
-    options: tuple[str, ...]
+    retry_failed: int
     filesystem: fs.FileSystem
     root: str
     raylets: Raylets | None
@@ -167,6 +167,8 @@ class Round:
             problems.append(f"check: {report.num_unfinished_videos} videos are not finished")
         if problems or not count.ok:
             raise Broken("\n  ".join(problems))
+        for _ in range(self.retry_failed):  # what failed in the last run is tried again in so many more
+            self._finish()
         summary = self._finish()
         if summary["todo"]:
             raise Broken(f"a run after the last found {summary['todo']} assets to do")
@@ -207,9 +209,9 @@ class Round:
 
     def _start(self) -> Run:
         self.tally.runs += 1
-        size = f"write.assets_per_part={self.rng.choice((5, 12, 20))}"
+        options = (f"run.retry_failed={self.retry_failed}", f"write.assets_per_part={self.rng.choice((5, 12, 20))}")
         hosts: Callable[[], list[int]] = self.raylets.pids if self.raylets else list
-        return Run(self.job, self.corpus.manifest, self.output, *self.options, "--set", size, hosts=hosts)
+        return Run(self.job, self.corpus.manifest, self.output, "--set", options[0], "--set", options[1], hosts=hosts)
 
     def _finish(self) -> dict[str, Any]:
         """Run to the end, without kills. Raises Broken when it does not get there."""
@@ -293,12 +295,11 @@ class Soak:
             s3 = {"s3": options_of(self._proxy.address).model_dump()}
         job = self._folder / f"{name}.json"
         job.write_text(json.dumps(_job(raylets) | s3))
-        options = ("--set", f"run.retry_failed={self._rng.choice((0, 1))}")
         return Round(
             corpus,
             job,
             output,
-            options,
+            self._rng.choice((0, 1)),
             filesystem,
             root,
             raylets,

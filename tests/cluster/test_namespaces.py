@@ -22,6 +22,7 @@ from datagen.check import check_dataset
 pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.ray]
 
 PORT = 6399
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 64}  # what one has to say to a head that found a token in its home
 RAY = "from ray.scripts.scripts import main; main()"
 JOB = """
 version: 1
@@ -75,7 +76,7 @@ def ray_on(nodes: dict[str, str], folder: str) -> Iterator[str]:
     head, *others = nodes.items()
     address, started = f"{head[1]}:{PORT}", []
     common = ["--temp-dir", folder, "--object-store-memory", str(100 * 2**20), "--disable-usage-stats", "--block"]
-    environment = os.environ | PATIENT
+    environment = os.environ | PATIENT | TOKEN
     try:
         for (name, own), place in (
             (head, ["--head", "--port", str(PORT), "--num-cpus", "0", "--include-dashboard", "false"]),
@@ -110,10 +111,13 @@ def test_a_job_on_three_hosts(tmp_path: Path) -> None:
             options = ["--set", f"run.ray_address={address}", "--json"]
             job = ["datagen", "run", str(tmp_path / "job.yaml"), "--input", str(manifest), "--output", str(output)]
             command = ["ip", "netns", "exec", next(iter(nodes)), sys.executable, "-m", *job, *options]
-            run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            stranger = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {"RAY_AUTH_MODE": "disabled"})
+            assert stranger.returncode == 3, stranger.stderr[-4000:]
+            assert "export RAY_AUTH_MODE=token" in " ".join(stranger.stderr.split())
+            run = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | TOKEN)
             assert run.returncode == 0, run.stderr[-4000:]
-            [log] = (output / "_datagen" / "logs").glob("*.jsonl")
-            [ray] = [event for event in map(json.loads, log.read_text().splitlines()) if event["event"] == "ray_started"]
+            lines = [line for log in (output / "_datagen" / "logs").glob("*.jsonl") for line in log.read_text().splitlines()]
+            [ray] = [event for event in map(json.loads, lines) if event["event"] == "ray_started"]
             assert {endpoint.split("//")[1].split(":")[0] for endpoint in ray["endpoints"]} == set(nodes.values())
     finally:
         shutil.rmtree(folder, ignore_errors=True)

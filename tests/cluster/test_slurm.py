@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,8 @@ def test_ray_starts_on_every_node_and_the_job_on_the_first(run_script, tmp_path:
     assert (tmp_path / "python").read_text().startswith("-m datagen run ")
     assert parse_job(yaml.safe_load((tmp_path / "job.yaml").read_text())) == place(JOB, SHIPPED)
     environment = (tmp_path / "env").read_text().splitlines()
-    assert {"FROM_SETUP=yes", "HF_HOME=/it's"} <= set(environment)
+    assert {"FROM_SETUP=yes", "HF_HOME=/it's", "RAY_AUTH_MODE=token"} <= set(environment)
+    assert any(re.fullmatch("RAY_AUTH_TOKEN=[0-9a-f]{64}", line) for line in environment)
     assert not list(tmp_path.glob("tmp.*")), "the job file is cleared away"
 
 
