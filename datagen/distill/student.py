@@ -70,8 +70,9 @@ class Student(nn.Module):
         (aside / "sam2").mkdir(parents=True)
         for name in _TOKENIZER:
             shutil.copyfile(self.folder / name, aside / name)
-        save_file(_stored(self.segmenter.state_dict()), aside / "sam2" / "model.safetensors", metadata={"format": "pt"})
-        save_file(_stored(self._pam_weights()), aside / "model.safetensors", metadata={"format": "pt"})
+        for path, weights in (("sam2/model.safetensors", self.segmenter.state_dict()), ("model.safetensors", self._pam_weights())):
+            save_file(_stored(weights), aside / path, metadata={"format": "pt"})
+            (aside / path).chmod(0o644)  # safetensors lets nobody else read it
         _write_json(aside / "sam2" / "config.json", {"model": self.segmenter_config})
         _write_json(aside / "config.json", self.config)
         end = [self.stop_id, int(self.tokenizer.convert_tokens_to_ids("<|endoftext|>"))]

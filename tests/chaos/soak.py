@@ -192,8 +192,10 @@ class Round:
         self.clock.sleep(self.rng.uniform(0.0, 1.5))
 
     def _kill_something(self, run: Run) -> bool:
-        """One kill, of what has been killed least so far rather than of what was killed often."""
+        """One kill, of what has been killed least so far rather than of what was killed often; the first is a raylet where there are some."""
         victims = [*WORKERS, *(["raylet"] if self.raylets else [])]
+        if self.raylets and not self.tally.kills["raylet"]:
+            victims = ["raylet"]
         victim = self.rng.choices(victims, [1 / (1 + self.tally.kills[name]) ** 2 for name in victims])[0]
         if victim == "raylet" and self.raylets:
             self._mend()

@@ -12,7 +12,6 @@ import pytest
 SOAK = Path(__file__).parent / "soak.py"
 
 
-@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1500)
