@@ -192,7 +192,7 @@ class Round:
         self.clock.sleep(self.rng.uniform(0.0, 1.5))
 
     def _kill_something(self, run: Run) -> bool:
-        """One kill, of what has been killed least so far rather than of what was killed often; the first is a raylet where there are some."""
+        """One kill, rather of what has been killed least so far; the first is of a raylet, where there are some."""
         victims = [*WORKERS, *(["raylet"] if self.raylets else [])]
         if self.raylets and not self.tally.kills["raylet"]:
             victims = ["raylet"]

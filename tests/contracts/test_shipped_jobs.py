@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from datagen.job import job_schema, load_job
+from datagen.pam.checkpoint import EMBEDDED
 
 JOBS = sorted((Path(__file__).resolve().parents[2] / "pipelines").glob("*.yaml"))
 
@@ -22,5 +23,5 @@ def test_a_shipped_job_is_valid_and_says_what_comes_out(path):
     assert "datagen run pipelines/" in path.read_text()
 
 
-def test_only_the_demos_use_the_tiny_checkpoint():
-    assert {path.stem for path in JOBS if load_job(path).model.checkpoint == "tiny"} == {"demo", "demo-video"}
+def test_only_the_demos_use_an_embedded_checkpoint():
+    assert {path.stem for path in JOBS if load_job(path).model.checkpoint in EMBEDDED} == {"demo", "demo-video"}

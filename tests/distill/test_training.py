@@ -143,10 +143,23 @@ def test_muon_has_the_matrices_and_adam_the_rest():
     student = torch.nn.ModuleDict({"words": torch.nn.Embedding(5, 4), "layer": torch.nn.Linear(4, 4), "head": torch.nn.Linear(4, 5)})
     student["head"].weight = student["words"].weight
     head = torch.nn.Linear(4, 2)
-    adam, muon = make_optimizers(stage, [student], [*student.parameters(), *head.parameters()])
+    adam, muon = make_optimizers(stage, [student], [*student.parameters(), *head.parameters()], {})
     assert [id(weight) for weight in muon.param_groups[0]["params"]] == [id(student["layer"].weight)]
     others = {id(weight) for weight in (student["words"].weight, student["layer"].bias, student["head"].bias, *head.parameters())}
     assert {id(weight) for weight in adam.param_groups[0]["params"]} == others
+
+
+def test_a_part_may_learn_at_a_share_of_the_rates():
+    stage = parse_config({"stages": [{"kind": "encode", "steps": 1, "learning_rate": 0.5, "muon_learning_rate": 0.2}]}).stages[0]
+    slow, fast = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    optimizers = make_optimizers(stage, [slow, fast], [*slow.parameters(), *fast.parameters()], {slow: 0.1})
+    rates = {id(weight): group["peak"] for part in optimizers for group in part.param_groups for weight in group["params"]}
+    assert rates == {
+        id(slow.weight): pytest.approx(0.02),
+        id(slow.bias): pytest.approx(0.05),
+        id(fast.weight): 0.2,
+        id(fast.bias): 0.5,
+    }
 
 
 def test_the_learning_rate_rises_and_falls():

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm]
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Captions per segment, so that chains run too; the rest as in the shipped demo."""
     output = tmp_path_factory.mktemp("demo-video") / "corpus"
-    options = ("--set", "perceive.track.segment_frames=5", "--set", "describe.max_tokens={event: 8}")
+    options = ("--set", "decode.max_clip_s=2", "--set", "perceive.track.segment_frames=5", "--set", "describe.max_tokens={event: 8}")
     summary = Run(ROOT / "pipelines" / "demo-video.yaml", ROOT / "samples" / "manifest-clips.jsonl", output, *options).finish(timeout=280)
     assert summary["statuses"] == {"ok": 2}
     return output
