@@ -33,10 +33,11 @@ $(VENV)/.installed: $(LOCK) pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: setup  ## caption samples/ with the embedded tiny model
+demo: setup  ## caption samples/ with the embedded model, and compare with the truth
 	$(BIN)/datagen run pipelines/demo.yaml --input samples/manifest-mixed.jsonl --output $(OUTPUT)
 	$(BIN)/datagen check $(OUTPUT)
 	$(BIN)/datagen stats $(OUTPUT)
+	$(BIN)/datagen eval $(OUTPUT) --gold samples
 
 demo-video: setup  ## the same for the two clips in samples/
 	$(BIN)/datagen run pipelines/demo-video.yaml --input samples/manifest-clips.jsonl --output $(OUTPUT)-video

@@ -66,6 +66,9 @@ class SegmentStage(StageOptions):
         1.0, description="1: of the three answers to an ambiguous prompt only the best is taught, as in SAM 2; 0: all alike"
     )
     flip: bool = Field(True, description="mirror half of the images")
+    encoder_rate: Fraction = Field(
+        1.0, description="share of the learning rates that the image encoder has; small after an encode stage, 0: it is frozen"
+    )
     guide_weight: float = Field(0.5, ge=0, description="weight of reading the object's cells and box off the decoder's two sides")
     words_weight: float = Field(
         0.1, ge=0, description="weight of naming the words of label and caption from the mask token, so that features carry meaning"

@@ -80,6 +80,7 @@ class DescribeTask:
         self.stage, self.student, self.seed = stage, student, seed
         self.regions, self.tracks, self._teachers = regions, tracks, teachers or {}
         self.head = nn.Module()
+        self.rates: dict[nn.Module, float] = {}
         self._prompts: dict[Key, PromptIds] = {
             (task, lang): self._tokenized(image_prompt(task, lang)) for task in stage.tasks for lang in stage.languages
         }

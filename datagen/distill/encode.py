@@ -36,6 +36,7 @@ class EncodeTask:
 
     def __init__(self, stage: EncodeStage, student: Student, corpus: Corpus, seed: int) -> None:
         self.stage, self.student, self.corpus, self.seed = stage, student, corpus, seed
+        self.rates: dict[nn.Module, float] = {}
         self.words = Words(corpus)
         dim = student.perceiver.sem_tokens.embedding_dim
         self._narrowing = [

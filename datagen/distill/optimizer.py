@@ -7,7 +7,7 @@ model takes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ _MOMENTUM = 0.95
 class MatrixOptimizer(torch.optim.Optimizer):
     """Muon: the momentum of each matrix is replaced by the nearest orthogonal one, so that all its directions are learned alike."""
 
-    def __init__(self, matrices: Iterable[Tensor], lr: float, weight_decay: float) -> None:
+    def __init__(self, matrices: Iterable[Any], lr: float, weight_decay: float) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -56,23 +56,35 @@ def orthogonal(matrix: Tensor) -> Tensor:
     for _ in range(_ITERATIONS):
         step = torch.addmm(torch.add(a * identity, gram, alpha=b), gram, gram, alpha=c)
         total, gram = step @ total, step @ (step @ gram)
-    found = total @ wide
+    found: Tensor = total @ wide
     return found.T if matrix.shape[0] > matrix.shape[1] else found
 
 
-def make_optimizers(options: StageOptions, modules: Iterable[nn.Module], weights: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
-    """Those that train `weights`; modules: the model's parts among them, whose linear layers have the matrices."""
-    matrices: dict[int, Tensor] = {}
+def make_optimizers(
+    options: StageOptions, modules: Iterable[nn.Module], weights: Iterable[nn.Parameter], rates: Mapping[nn.Module, float]
+) -> list[torch.optim.Optimizer]:
+    """Those that train `weights`; modules: the model's parts among them, whose linear layers have the matrices.
+
+    rates: the share of the learning rates that a module has, where it is not all of it.
+    """
+    matrices: set[int] = set()
     if options.muon_learning_rate is not None:
         inner = [part for module in modules for part in module.modules()]
         tables = {id(part.weight) for part in inner if isinstance(part, nn.Embedding)}
-        matrices = {id(part.weight): part.weight for part in inner if isinstance(part, nn.Linear) and id(part.weight) not in tables}
-    rest = [weight for weight in weights if id(weight) not in matrices]
-    decay = options.weight_decay
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=options.learning_rate, weight_decay=decay, betas=(0.9, 0.98))]
-    if matrices:
-        optimizers.append(MatrixOptimizer(matrices.values(), lr=options.muon_learning_rate or 0.0, weight_decay=decay))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak"] = group["lr"]
+        matrices = {id(part.weight) for part in inner if isinstance(part, nn.Linear)} - tables
+    shares = {id(weight): rate for module, rate in rates.items() for weight in module.parameters()}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for weight in weights:
+        groups.setdefault((id(weight) in matrices, shares.get(id(weight), 1.0)), []).append(weight)
+
+    def of(muon: bool, rate: float) -> list[dict[str, Any]]:
+        found = [(rate * share, group) for (is_matrix, share), group in groups.items() if is_matrix == muon]
+        return [{"params": group, "lr": peak, "peak": peak} for peak, group in found]
+
+    adam, muon, decay = options.learning_rate, options.muon_learning_rate or 0.0, options.weight_decay
+    optimizers: list[torch.optim.Optimizer] = []
+    if rest := of(False, adam):
+        optimizers.append(torch.optim.AdamW(rest, lr=adam, weight_decay=decay, betas=(0.9, 0.98)))
+    if found := of(True, muon):
+        optimizers.append(MatrixOptimizer(found, lr=muon, weight_decay=decay))
     return optimizers

@@ -53,6 +53,7 @@ class SegmentTask:
         dim, known = student.perceiver.sem_tokens.embedding_dim, max(len(self.words.names), 1)
         outputs = {"encoder": known, "image": known, "token": known, "box": 4, "cell": 1}
         self.head: nn.Module = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in outputs.items()})
+        self.rates = {student.segmenter.get_submodule("image_encoder"): stage.encoder_rate}
 
     def modules(self) -> Iterator[nn.Module]:
         """The parts that are trained."""

@@ -22,9 +22,12 @@ from datagen.pam.llm import tokenizer_fingerprint
 
 
 class Task(Protocol):
-    """What a stage trains. `head`: further parameters that are thrown away in the end."""
+    """What a stage trains. `head`: further parameters that are thrown away in the end. rates: the share of the learning rates that a
+    module has, where it is not all of it.
+    """
 
     head: nn.Module
+    rates: dict[nn.Module, float]
 
     def modules(self) -> Iterator[nn.Module]:
         """The student's parts that are trained."""

@@ -41,6 +41,7 @@ class TrackTask:
 
     def __init__(self, stage: TrackStage, student: Student, corpus: ClipCorpus, seed: int) -> None:
         self.stage, self.student, self.corpus, self.seed = stage, student, corpus, seed
+        self.rates: dict[nn.Module, float] = {}
         self.head: nn.Module = nn.Module()
         self._starts = [
             (track, index)

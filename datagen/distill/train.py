@@ -114,7 +114,7 @@ class _Training:
             task = make_task(options, self.student, self.data, self.config.seed, self.work / "cache")
         task.head.to(self.student.device)
         weights = trainable(task)
-        optimizers = make_optimizers(options, task.modules(), weights)
+        optimizers = make_optimizers(options, task.modules(), weights, task.rates)
         if self._saved and number == self._saved["stage"] and self._saved["step"]:
             task.head.load_state_dict(self._saved["head"])
             for optimizer, state in zip(optimizers, self._saved["optimizers"], strict=True):
