@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -363,7 +363,7 @@ def main() -> None:
     arguments = parser.parse_args()
     seed = time.time_ns() % 100_000 if arguments.seed is None else arguments.seed
     tally = soak(arguments.minutes, seed, say=lambda line: print(line, file=sys.stderr, flush=True))
-    print(json.dumps(asdict(tally)) if arguments.json else tally.text())
+    print(json.dumps(vars(tally)) if arguments.json else tally.text())
     raise SystemExit(bool(tally.violations))
 
 
