@@ -61,6 +61,15 @@ class Corpus:
     regions: list[RegionData]
     of_image: list[range]
 
+    def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+        """`count` images at random, none twice while there are enough."""
+        return rng.choice(len(self.of_image), size=count, replace=len(self.of_image) < count)
+
+    def pictures(self, images: NDArray[np.int64], flips: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        """(B, S, S, 3) pixels of images, mirrored where `flips` says so."""
+        pixels = self.pixels[images]
+        return np.where(flips[:, None, None, None], pixels[:, :, ::-1], pixels)
+
 
 def load_corpus(dataset: str, cache: Path, image_size: int) -> Corpus:
     """The images and regions of a dataset, through the cache.

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from datagen.distill.config import EncodeStage
 from datagen.distill.corpus import Corpus
 from datagen.distill.student import Student
-from datagen.distill.words import Words, words_loss, words_right
+from datagen.distill.words import Words, pooled, words_loss, words_right
 
 
 @dataclass(slots=True)
 class EncodeBatch:
-    """B images with R regions in all. pixels: (B, S, S, 3) uint8. groups: regions of each image. masks: (R, M, M) 0..1. words: (R, W)."""
+    """B images with R regions in all. pixels: (B, S, S, 3) uint8. image: (R). masks: (R, M, M) 0..1. words: (R, W)."""
 
     pixels: Tensor
-    groups: list[int]
+    image: Tensor
     masks: Tensor
     words: Tensor
 
@@ -59,31 +59,26 @@ class EncodeTask:
     def batch(self, step: int) -> EncodeBatch:
         """The batch of one step: a function of seed and step alone."""
         rng = np.random.default_rng([self.seed, 0, step])
-        corpus, count = self.corpus, len(self.corpus.of_image)
-        images = np.sort(rng.choice(count, size=self.stage.batch_size, replace=count < self.stage.batch_size))
+        corpus = self.corpus
+        images = np.sort(corpus.draw(rng, self.stage.batch_size))
         flips = rng.random(len(images)) < (0.5 if self.stage.flip else 0.0)
-        regions = [region for image in images for region in corpus.of_image[image]]
-        masks = [
-            np.asarray(corpus.masks[region])[:, :: -1 if flip else 1]
-            for image, flip in zip(images, flips, strict=True)
-            for region in corpus.of_image[image]
-        ]
-        pictures = corpus.pixels[images]
+        rows = [(slot, region) for slot, image in enumerate(images) for region in corpus.of_image[image]]
+        masks = [np.asarray(corpus.masks[region])[:, :: -1 if flips[slot] else 1] for slot, region in rows]
         return EncodeBatch(
-            torch.from_numpy(np.where(flips[:, None, None, None], pictures[:, :, ::-1], pictures)),
-            [len(corpus.of_image[image]) for image in images],
+            torch.from_numpy(corpus.pictures(images, flips)),
+            torch.tensor([slot for slot, _ in rows]),
             torch.from_numpy(np.stack(masks).astype(np.float32) / 255),
-            self.words.targets(regions),
+            self.words.targets([region for _, region in rows]),
         )
 
     def loss(self, batch: EncodeBatch) -> tuple[Tensor, dict[str, float]]:
         """The loss of a batch, and what to report of it."""
         levels, _ = self.student.front_end(training=True).pyramid(batch.pixels)
         features = levels[-1].float()  # what prompts and memory see
-        masks, words = batch.masks.to(features.device), batch.words.to(features.device)
-        logits = self.head.get_submodule("words")(_under(features, masks, batch.groups))
+        image, masks, words = (given.to(features.device) for given in (batch.image, batch.masks, batch.words))
+        logits = self.head.get_submodule("words")(pooled(features[image], masks))
         named = words_loss(logits, words).mean() if self.words.names else features.new_zeros(())
-        anywhere = torch.stack([group.amax(0) for group in torch.split(masks, batch.groups)])
+        anywhere = torch.stack([masks[image == slot].amax(0) for slot in range(len(features))])
         covered = torch.stack([self._covered(level, feature.float(), anywhere) for level, feature in enumerate(levels)]).sum()
         total = named + covered
         report = {"loss": total, "words": named, "covered": covered, "words_right": words_right(logits, words).mean()}
@@ -93,10 +88,3 @@ class EncodeTask:
         """Loss of telling which places a region covers. features: (B, C, H, W). anywhere: (B, M, M)."""
         logits = self.head.get_submodule(f"covered_{level}")(features.movedim(1, -1))[..., 0]
         return F.binary_cross_entropy_with_logits(logits, F.adaptive_avg_pool2d(anywhere[:, None], features.shape[-1])[:, 0])
-
-
-def _under(features: Tensor, masks: Tensor, groups: list[int]) -> Tensor:
-    """(R, C) mean of each image's features (B, C, G, G) under the masks (R, M, M) of its regions; groups: how many each image has."""
-    weights = F.adaptive_avg_pool2d(masks[:, None], features.shape[-1]).flatten(1)
-    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-3)
-    return torch.cat([own @ feature.flatten(1).T for own, feature in zip(torch.split(weights, groups), features.unbind(), strict=True)])

@@ -1,8 +1,7 @@
 """The optimizer of a stage: AdamW, or Muon for matrices and AdamW for the rest.
 
 Source of Muon: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024, with its coefficients. torch.optim.Muon
-does the same in bfloat16, which a CPU without such units computes 5 to 8 times slower than float32, as long as a whole step of a small
-model takes.
+does the same in bfloat16, which a CPU without units for it computes several times slower than float32.
 """
 
 from __future__ import annotations

@@ -69,18 +69,16 @@ class SegmentTask:
         """The batch of one step: a function of seed and step alone."""
         rng = np.random.default_rng([self.seed, 1, step])
         stage, corpus = self.stage, self.corpus
-        images = rng.choice(len(corpus.of_image), size=stage.batch_size, replace=len(corpus.of_image) < stage.batch_size)
+        images = corpus.draw(rng, stage.batch_size)
         is_box = rng.random() < stage.box_share
         flips = rng.random(len(images)) < (0.5 if stage.flip else 0.0)
         rows = []
         for slot, image in enumerate(images):
             for _ in range(stage.prompts_per_image):
                 rows.append((slot, *self._prompt(rng, int(image), is_box, bool(flips[slot]))))
-        pictures = corpus.pixels[images]
-        pixels = np.where(flips[:, None, None, None], pictures[:, :, ::-1], pictures)
         slots, regions, points, masks = zip(*rows, strict=True)
         return SegmentBatch(
-            torch.from_numpy(pixels),
+            torch.from_numpy(corpus.pictures(images, flips)),
             torch.tensor(slots),
             torch.from_numpy(np.stack(points)),
             torch.tensor([BOX_LABELS if is_box else POINT_LABELS] * len(rows), dtype=torch.int32),

@@ -138,9 +138,10 @@ class _Training:
 
     def _one_step(self, options: Stage, task: Task, weights: list[nn.Parameter], optimizers: list[torch.optim.Optimizer]) -> None:
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # dropout
+        share = learning_share(options, self.step)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * learning_share(options, self.step)
+                group["lr"] = group["peak"] * share
         with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.config.bfloat16):
             loss, report = task.loss(task.batch(self.step))
         if not math.isfinite(report["loss"]):

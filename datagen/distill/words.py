@@ -42,7 +42,7 @@ def words_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """(R) cross-entropy of W word logits with all words that a region has, (R, W) both.
 
     One softmax over all words, its mass shared by those of the region. Source: Mahajan et al., "Exploring the Limits of Weakly Supervised
-    Pretraining", 2018, which found it better than one sigmoid per word; so did we.
+    Pretraining", 2018, which found it better than one sigmoid per word.
     """
     return -(logits.log_softmax(1) * targets).sum(1)
 

@@ -211,9 +211,9 @@ class Round:
 
     def _start(self) -> Run:
         self.tally.runs += 1
-        options = (f"run.retry_failed={self.retry_failed}", f"write.assets_per_part={self.rng.choice((5, 12, 20))}")
+        options = ("--set", f"run.retry_failed={self.retry_failed}", "--set", f"write.assets_per_part={self.rng.choice((5, 12, 20))}")
         hosts: Callable[[], list[int]] = self.raylets.pids if self.raylets else list
-        return Run(self.job, self.corpus.manifest, self.output, "--set", options[0], "--set", options[1], hosts=hosts)
+        return Run(self.job, self.corpus.manifest, self.output, *options, hosts=hosts)
 
     def _finish(self) -> dict[str, Any]:
         """Run to the end, without kills. Raises Broken when it does not get there."""
