@@ -96,7 +96,9 @@ def test_a_killed_training_goes_on_to_the_same_loss_curve(scenes, whole, tmp_pat
     wanted = pocket(*STAGES, save_every_s=1e-6)
     config.write_text(yaml.safe_dump(json.loads(wanted.model_dump_json())))
     command = [sys.executable, "-m", "datagen", "distill", str(config), "--data", scenes, "--output", str(output)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+    # Sums over another number of threads are rounded otherwise, and Muon makes that visible.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert json.loads(process.stdout.readline())["step"] == 3
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
