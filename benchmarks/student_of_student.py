@@ -4,8 +4,9 @@ asked about scenes that neither has seen.
     python benchmarks/student_of_student.py corpus/student [--images 3000] [--held-out 200] [--work corpus/smaller]
 
 Renders pictures; runs the job of examples/tiny-shapes on them with the teacher, with `describe.logprobs`; trains the student of
-examples/tiny-shapes/smaller.yaml from its rows twice, by `datagen distill`: from its texts alone, and from its token log-probabilities,
-too; and prints one table. The truth of the pictures trains nobody here. Everything lies in --work, and a second start goes on.
+examples/tiny-shapes/smaller.yaml from its rows by `datagen distill`, its last stage twice: from the texts alone, and from the token
+log-probabilities, too; and prints one table. The truth of the pictures trains nobody here. Everything lies in --work, and a second start
+goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from scenes_quality import JOB, TRAINING_SEED
 
-from datagen.distill.config import DistillConfig, load_config, parse_config
+from datagen.distill.config import DescribeStage, DistillConfig, StudentOptions, load_config
 from datagen.distill.student import new_student
 from datagen.distill.train import Progress, distill
 from datagen.evaluate import evaluate
@@ -72,21 +73,18 @@ def caption(checkpoint: str, scenes: Path, output: Path, values: dict[str, Any])
 
 
 def checkpoints(config: DistillConfig, teacher: str, corpus: Path, work: Path) -> dict[str, str | Path]:
-    """The models that are compared, trained where they have to be."""
-    tokenizer, plain = {"student": {"tokenizer": teacher}}, {"distill_weight": 0.0}
-    taught = changed(config, tokenizer, {})
-    new = new_student(taught.student, work / "untrained.work", [], taught.seed).export(work / "untrained")
-    texts = distill(changed(config, tokenizer, plain), str(corpus), work / "texts", progress("texts"))
-    distilled = distill(taught, str(corpus), work / "distilled", progress("distilled"))
-    return dict(zip(MODELS, (new, texts, distilled, teacher), strict=True))
-
-
-def changed(config: DistillConfig, values: dict[str, dict[str, Any]], describe: dict[str, Any]) -> DistillConfig:
-    """The configuration with other values for the student, and for its describe stages."""
-    data = config.model_dump()
-    data["student"] |= values["student"]
-    data["stages"] = [stage | (describe if stage["kind"] == "describe" else {}) for stage in data["stages"]]
-    return parse_config(data)
+    """The models that are compared, trained where they have to be; both students see alike, and differ in how they learned to tell."""
+    options = config.student.model_copy(update={"tokenizer": teacher})
+    telling = [stage for stage in config.stages if isinstance(stage, DescribeStage)]
+    seeing = [stage for stage in config.stages if not isinstance(stage, DescribeStage)]
+    new = new_student(options, work / "untrained.work", [], config.seed).export(work / "untrained")
+    sight = distill(config.model_copy(update={"student": options, "stages": tuple(seeing)}), str(corpus), work / "sight", progress("sight"))
+    found: list[str | Path] = [new]
+    for name, changes in (("texts", {"distill_weight": 0.0}), ("distilled", {})):
+        stages = tuple(stage.model_copy(update=changes) for stage in telling)
+        taught = config.model_copy(update={"student": StudentOptions(init=str(sight)), "stages": stages})
+        found.append(distill(taught, str(corpus), work / name, progress(name)))
+    return dict(zip(MODELS, (*found, teacher), strict=True))
 
 
 def progress(name: str) -> Progress:

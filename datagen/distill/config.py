@@ -16,7 +16,10 @@ class StudentOptions(Options):
     """A PAM of any size. Sizes not named are those of the embedded tiny checkpoint."""
 
     init: str | None = Field(None, description="checkpoint to start from: a folder or hub id; left out: random weights of the sizes below")
-    segmenter: dict[str, Any] = Field({}, description="entries of the SAM 2 config, by dotted path, such as `image_size: 128`")
+    segmenter: dict[str, Any] = Field(
+        {},
+        description="entries of the SAM 2 config, by dotted path, such as `image_size: 128`; with `init` those that its weights still fit",
+    )
     llm: dict[str, Any] = Field({}, description="entries of the language model's config.json, such as `hidden_size: 128`")
     tokenizer: str | None = Field(
         None,
@@ -26,9 +29,9 @@ class StudentOptions(Options):
 
     @model_validator(mode="after")
     def _either(self) -> StudentOptions:
-        if self.init is not None and (self.segmenter or self.llm or self.tokenizer):
+        if self.init is not None and (self.llm or self.tokenizer):
             raise ValueError(
-                "a student that starts from a checkpoint has its sizes and its tokenizer: leave out segmenter, llm and tokenizer"
+                "a student that starts from a checkpoint has its language model and its tokenizer: leave out llm and tokenizer"
             )
         return self
 
@@ -101,7 +104,9 @@ class TrackStage(StageOptions):
     frames: int = Field(6, ge=2, description="frames per step, evenly strided")
     max_stride: Positive = Field(2, description="largest distance between two of them, frames")
     objects: Positive = Field(8, description="tracks per step")
-    train_decoder: bool = Field(False, description="also the mask decoder; then `describe` comes after")
+    decoder_rate: Fraction = Field(
+        0.0, description="share of the learning rates that the mask decoder has, 0: it is frozen; above 0 `describe` comes after"
+    )
 
 
 Stage = Annotated[EncodeStage | SegmentStage | DescribeStage | TrackStage, Field(discriminator="kind")]
@@ -117,6 +122,9 @@ class DistillConfig(Options):
     bfloat16: bool = Field(False, description="bfloat16 autocast, where the device has it")
     save_every_s: float = Field(60.0, gt=0, description="a kill costs at most this much training, seconds")
     steps_per_epoch: Positive = Field(200, description="metrics are written this often")
+    keep_stages: bool = Field(
+        False, description="after each stage also write the student as it is to `<output>.work/after-N-KIND`, to try or to start from"
+    )
     student: StudentOptions = StudentOptions()
     stages: tuple[Stage, ...] = Field(min_length=1)
 

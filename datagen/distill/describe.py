@@ -23,6 +23,7 @@ from datagen.distill.clips import ClipCorpus, Told, TrackData
 from datagen.distill.config import DescribeStage
 from datagen.distill.corpus import Corpus, Key, RegionData
 from datagen.distill.features import PROMPTS
+from datagen.distill.prompts import Seed
 from datagen.distill.student import Student
 from datagen.distill.teacher import Taught, Teacher, divergence, stacked
 from datagen.errors import SourceError
@@ -72,7 +73,7 @@ class DescribeTask:
         self,
         stage: DescribeStage,
         student: Student,
-        seed: int,
+        seed: Seed,
         regions: tuple[Corpus, Features] | None,
         tracks: tuple[ClipCorpus, Features] | None,
         teachers: Mapping[str, Teacher] | None = None,
@@ -105,7 +106,7 @@ class DescribeTask:
 
     def batch(self, step: int) -> DescribeBatch:
         """The batch of one step: a function of seed and step alone."""
-        rng = np.random.default_rng([self.seed, 2, step])
+        rng = np.random.default_rng([*self.seed, step])
         if self.tracks is not None and rng.random() < self.stage.clip_share:
             return self._track_batch(rng)
         return self._region_batch(rng)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from datagen.distill.config import EncodeStage
 from datagen.distill.corpus import Corpus
+from datagen.distill.prompts import Seed
 from datagen.distill.student import Student
 from datagen.distill.words import Words, pooled, words_loss, words_right
 
@@ -34,7 +35,7 @@ class EncodeBatch:
 class EncodeTask:
     """What the encode stage trains, on what, and with which loss. `head` reads words and covered places; it is thrown away in the end."""
 
-    def __init__(self, stage: EncodeStage, student: Student, corpus: Corpus, seed: int) -> None:
+    def __init__(self, stage: EncodeStage, student: Student, corpus: Corpus, seed: Seed) -> None:
         self.stage, self.student, self.corpus, self.seed = stage, student, corpus, seed
         self.rates: dict[nn.Module, float] = {}
         self.words = Words(corpus)
@@ -58,7 +59,7 @@ class EncodeTask:
 
     def batch(self, step: int) -> EncodeBatch:
         """The batch of one step: a function of seed and step alone."""
-        rng = np.random.default_rng([self.seed, 0, step])
+        rng = np.random.default_rng([*self.seed, step])
         corpus = self.corpus
         images = np.sort(corpus.draw(rng, self.stage.batch_size))
         flips = rng.random(len(images)) < (0.5 if self.stage.flip else 0.0)

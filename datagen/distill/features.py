@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datagen.distill.clips import ClipCorpus
+from datagen.distill.clips import ClipCorpus, TrackData
 from datagen.distill.corpus import Corpus, cached_arrays
 from datagen.distill.prompts import BOX_LABELS, POINT_LABELS, inside_point
 from datagen.distill.student import Student
 from datagen.pam.front_end import FrontEnd
-from datagen.pam.tracker import FrameFeatures, MemoryBank, StepOutput, Tracker
-from datagen.perceive.tracking import ClipTracking
-from datagen.records import Frame, Prompt
+from datagen.pam.tracker import MemoryBank, Tracker, TrackPrompts
 
 PROMPTS = ("box", "point")
 _IMAGES_AT_ONCE = 8
+_TRACKS_AT_ONCE = 16
 
 
 def region_features(student: Student, corpus: Corpus, cache: Path) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
@@ -82,42 +81,50 @@ def _prompts(corpus: Corpus, regions: Sequence[int], kind: str, size: int) -> tu
     return torch.from_numpy((points * size).astype(np.float32)), torch.tensor([labels] * len(regions), dtype=torch.int32)
 
 
-class _RecordingTracker(Tracker):
-    """A tracker that keeps what the decoder said in every frame: image side (K, d, G, G) and tokens (K, 2, d)."""
-
-    def __init__(self, front_end: FrontEnd) -> None:
-        super().__init__(front_end)
-        self.found: dict[int, tuple[NDArray[np.float16], NDArray[np.float16]]] = {}
-
-    def condition(self, bank: MemoryBank, features: FrameFeatures, frame_index: int, *args: Any) -> StepOutput:
-        return self._keep(frame_index, super().condition(bank, features, frame_index, *args))
-
-    def track(self, bank: MemoryBank, features: FrameFeatures, frame_index: int, *args: Any) -> StepOutput:
-        return self._keep(frame_index, super().track(bank, features, frame_index, *args))
-
-    def _keep(self, frame_index: int, step: StepOutput) -> StepOutput:
-        decoded = step.decoded
-        sides = decoded.image_embed.cpu().numpy().astype(np.float16), decoded.perceiver_tokens().cpu().numpy().astype(np.float16)
-        self.found[frame_index] = sides
-        return step
-
-
 def _track_side(front_end: FrontEnd, corpus: ClipCorpus, tokens: list[NDArray[np.float16]]) -> Iterator[NDArray[np.float16]]:
-    """Each track alone, prompted by its box in the first frame that shows it; frames before that one repeat it."""
-    for track in corpus.tracks:
-        first = next(index for index, box in enumerate(track.boxes) if box is not None)
-        box, size = track.boxes[first], front_end.image_size
-        prompt = Prompt(box=tuple(value * size for value in box))  # type: ignore[arg-type, union-attr]
-        tracker = _RecordingTracker(front_end)
-        count = len(track.frames) - first
-        tracking = ClipTracking(tracker, [{0: prompt}], count, size, size)
-        for number in range(count):
-            for _ in tracking.push(Frame(number, float(number), np.asarray(corpus.pixels[track.frames[first + number]]))):
-                pass
-        for number in range(len(track.frames)):
-            side, token = tracker.found[max(number - first, 0)]
-            tokens.append(token[0])
-            yield side[0]
+    """Each track prompted by its box in the first frame that shows it; frames before that one repeat it."""
+    tracker = Tracker(front_end)
+    for tracks in _followed_together(corpus, tracker.pointer_reach + 1):
+        firsts = [_first_seen(track) for track in tracks]
+        followed = list(_follow(tracker, corpus, tracks, firsts))
+        for slot, (track, first) in enumerate(zip(tracks, firsts, strict=True)):
+            for number in range(len(track.frames)):
+                sides, kinds = followed[max(number - first, 0)]
+                tokens.append(kinds[slot])
+                yield sides[slot]
+
+
+def _followed_together(corpus: ClipCorpus, most: int) -> Iterator[list[TrackData]]:
+    """Neighbouring tracks whose pointers' time codes are divided by the same number, a few at a time."""
+    for _, alike in groupby(corpus.tracks, lambda track: min(len(track.frames) - _first_seen(track), most)):
+        tracks = list(alike)
+        yield from (tracks[start : start + _TRACKS_AT_ONCE] for start in range(0, len(tracks), _TRACKS_AT_ONCE))
+
+
+def _first_seen(track: TrackData) -> int:
+    return next(index for index, box in enumerate(track.boxes) if box is not None)
+
+
+def _follow(
+    tracker: Tracker, corpus: ClipCorpus, tracks: Sequence[TrackData], firsts: Sequence[int]
+) -> Iterator[tuple[NDArray[np.float16], NDArray[np.float16]]]:
+    """Image side (K, d, G, G) and tokens (K, 2, d) of K tracks, frame by frame from each one's first; a shorter track's last repeats."""
+    counts = [len(track.frames) - first for track, first in zip(tracks, firsts, strict=True)]
+    boxes = np.asarray([track.boxes[first] for track, first in zip(tracks, firsts, strict=True)], np.float32)
+    points = torch.from_numpy(boxes.reshape(-1, 2, 2) * tracker.front_end.image_size)
+    prompts = TrackPrompts(points=points, labels=torch.tensor([BOX_LABELS] * len(tracks), dtype=torch.int32))
+    bank = MemoryBank()
+    for number in range(max(counts)):
+        rows = [track.frames[first + min(number, count - 1)] for track, first, count in zip(tracks, firsts, counts, strict=True)]
+        different, which = np.unique(rows, return_inverse=True)
+        features = tracker.encode_each(torch.tensor(corpus.pixels[different]), torch.from_numpy(which))
+        if number == 0:
+            step = tracker.condition(bank, features, 0, max(counts), [(list(range(len(tracks))), prompts)])
+        else:
+            step = tracker.track(bank, features, number, max(counts))
+            bank.forget((number + 1,), tracker.feature_reach, tracker.pointer_reach)
+        decoded = step.decoded
+        yield decoded.image_embed.cpu().numpy().astype(np.float16), decoded.perceiver_tokens().cpu().numpy().astype(np.float16)
 
 
 def _digest(student: Student, masks: NDArray[np.uint8]) -> str:

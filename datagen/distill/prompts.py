@@ -1,9 +1,12 @@
-"""Prompts taken from stored masks."""
+"""What stages draw: seeds, and prompts taken from stored masks."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+Seed = tuple[int, int]
+"""Of a training, and the number of the stage: two stages of a kind draw other batches."""
 
 BOX_LABELS = (2, 3)
 POINT_LABELS = (1,)

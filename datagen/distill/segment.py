@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from datagen.distill.config import SegmentStage
 from datagen.distill.corpus import Corpus
-from datagen.distill.prompts import BOX_LABELS, POINT_LABELS, inside_point
+from datagen.distill.prompts import BOX_LABELS, POINT_LABELS, Seed, inside_point
 from datagen.distill.student import Student
 from datagen.distill.words import Words, pooled, words_loss, words_right
 from datagen.pam.front_end import Decoded
@@ -47,7 +47,7 @@ class SegmentBatch:
 class SegmentTask:
     """What the segment stage trains, on what, and with which loss. `head` reads words and places; it is thrown away in the end."""
 
-    def __init__(self, stage: SegmentStage, student: Student, corpus: Corpus, seed: int) -> None:
+    def __init__(self, stage: SegmentStage, student: Student, corpus: Corpus, seed: Seed) -> None:
         self.stage, self.student, self.corpus, self.seed = stage, student, corpus, seed
         self.words = Words(corpus)
         dim, known = student.perceiver.sem_tokens.embedding_dim, max(len(self.words.names), 1)
@@ -67,7 +67,7 @@ class SegmentTask:
 
     def batch(self, step: int) -> SegmentBatch:
         """The batch of one step: a function of seed and step alone."""
-        rng = np.random.default_rng([self.seed, 1, step])
+        rng = np.random.default_rng([*self.seed, step])
         stage, corpus = self.stage, self.corpus
         images = corpus.draw(rng, stage.batch_size)
         is_box = rng.random() < stage.box_share

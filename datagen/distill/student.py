@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -95,14 +96,14 @@ def new_student(options: StudentOptions, folder: Path, texts: Iterable[str], see
     """
     folder.mkdir(parents=True, exist_ok=True)
     if options.init is not None:
-        return load_student(options.init)
+        return load_student(options.init, options.segmenter)
     if options.tokenizer is not None:
         load_tokenizer(checkpoint_folder(ModelOptions(checkpoint=options.tokenizer))).save_pretrained(str(folder))
     else:
         write_tokenizer(folder, texts, options.vocabulary)
     tokenizer = load_tokenizer(folder)
     changes = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>")}
-    segmenter_config = _segmenter_config(options.segmenter)
+    segmenter_config = _segmenter_config(HIERA_LARGE, options.segmenter)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         segmenter = build_segmenter(segmenter_config, None)
@@ -112,20 +113,23 @@ def new_student(options: StudentOptions, folder: Path, texts: Iterable[str], see
 
 def image_size_of(options: StudentOptions) -> int:
     """The side of the square pictures that the student sees, px; known before it is made."""
-    if options.init is None:
-        return int(_segmenter_config(options.segmenter)["image_size"])
-    return int(model_config(resolve_model(ModelOptions(checkpoint=options.init)).sam2_config)["image_size"])
+    base = HIERA_LARGE if options.init is None else resolve_model(ModelOptions(checkpoint=options.init)).sam2_config
+    return int(_segmenter_config(base, options.segmenter)["image_size"])
 
 
-def load_student(checkpoint: str) -> Student:
-    """A student with the weights of a checkpoint folder or hub id. Raises ModelLoadError when it is none."""
+def load_student(checkpoint: str, changes: Mapping[str, Any] = MappingProxyType({})) -> Student:
+    """A student with the weights of a checkpoint folder or hub id. changes: entries of its SAM 2 config.
+
+    Raises ModelLoadError when it is none, or when its weights do not fit the changed config.
+    """
     files = resolve_model(ModelOptions(checkpoint=checkpoint))
     opened = Checkpoint(files.checkpoint)
     config = opened.config | {"vocab_size": len(load_tokenizer(files.checkpoint))}
     if not config.get("tie_word_embeddings"):
         raise JobError(f"{checkpoint} has an output head of its own; a student's is tied to its word table (tie_word_embeddings)")
-    segmenter = build_segmenter(files.sam2_config, files.sam2_state_dict())
-    student = Student(segmenter, model_config(files.sam2_config), config, files.checkpoint)
+    segmenter_config = _segmenter_config(files.sam2_config, changes)
+    segmenter = build_segmenter(segmenter_config, files.sam2_state_dict())
+    student = Student(segmenter, segmenter_config, config, files.checkpoint)
     student.perceiver.load_state_dict(dict(opened.tensors(PERCEIVER, torch.float32)))
     weights = dict(opened.tensors("model.", torch.float32))
     weights["embed_tokens.weight"] = weights["embed_tokens.weight"][: config["vocab_size"]]
@@ -134,9 +138,9 @@ def load_student(checkpoint: str) -> Student:
     return student
 
 
-def _segmenter_config(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of SAM 2.1 with entries changed. Raises JobError for a path that it does not have."""
-    config = model_config(HIERA_LARGE)
+def _segmenter_config(base: str | Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A SAM 2 config with entries changed. Raises JobError for a path that it does not have."""
+    config = model_config(base)
     for path, value in changes.items():
         *parents, last = path.split(".")
         node: Any = config

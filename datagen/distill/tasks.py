@@ -14,6 +14,7 @@ from datagen.distill.corpus import Corpus, load_corpus, read_texts, require_text
 from datagen.distill.describe import DescribeTask
 from datagen.distill.encode import EncodeTask
 from datagen.distill.features import region_features, track_features
+from datagen.distill.prompts import Seed
 from datagen.distill.segment import SegmentTask
 from datagen.distill.student import Student
 from datagen.distill.teacher import Teacher, require_teacher
@@ -89,7 +90,7 @@ def require(options: Stage, student: Student, data: Data) -> None:
         require_teacher(data.teacher(table), asked if table == "regions" else [], tokenizer_fingerprint(student.tokenizer), data.dataset)
 
 
-def make_task(options: Stage, student: Student, data: Data, seed: int, cache: Path) -> Task:
+def make_task(options: Stage, student: Student, data: Data, seed: Seed, cache: Path) -> Task:
     """The task of a stage; what it takes from the frozen parts is computed now, or found in `cache`. Raises SourceError."""
     if isinstance(options, EncodeStage):
         return EncodeTask(options, student, data.regions(), seed)
@@ -100,7 +101,7 @@ def make_task(options: Stage, student: Student, data: Data, seed: int, cache: Pa
     return TrackTask(options, student, data.clips(), seed)
 
 
-def _describe_task(options: DescribeStage, student: Student, data: Data, seed: int, cache: Path) -> DescribeTask:
+def _describe_task(options: DescribeStage, student: Student, data: Data, seed: Seed, cache: Path) -> DescribeTask:
     regions, tracks, teachers = None, None, dict[str, Teacher]()
     if options.clip_share < 1:
         regions = data.regions(), region_features(student, data.regions(), cache)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from datagen.distill.clips import ClipCorpus, TrackData
 from datagen.distill.config import TrackStage
-from datagen.distill.prompts import BOX_LABELS, POINT_LABELS, inside_point
+from datagen.distill.prompts import BOX_LABELS, POINT_LABELS, Seed, inside_point
 from datagen.distill.segment import mask_losses
 from datagen.distill.student import Student
 from datagen.errors import SourceError
@@ -39,9 +39,9 @@ class TrackBatch:
 class TrackTask:
     """What the track stage trains, on what, and with which loss."""
 
-    def __init__(self, stage: TrackStage, student: Student, corpus: ClipCorpus, seed: int) -> None:
+    def __init__(self, stage: TrackStage, student: Student, corpus: ClipCorpus, seed: Seed) -> None:
         self.stage, self.student, self.corpus, self.seed = stage, student, corpus, seed
-        self.rates: dict[nn.Module, float] = {}
+        self.rates = {student.segmenter.get_submodule("sam_mask_decoder"): stage.decoder_rate}
         self.head: nn.Module = nn.Module()
         self._starts = [
             (track, index)
@@ -59,7 +59,7 @@ class TrackTask:
         """The parts that are trained."""
         segmenter: Any = self.student.segmenter
         yield from (segmenter.memory_attention, segmenter.memory_encoder, segmenter.obj_ptr_proj, segmenter.obj_ptr_tpos_proj)
-        if self.stage.train_decoder:
+        if self.stage.decoder_rate > 0:
             yield segmenter.sam_mask_decoder
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -70,7 +70,7 @@ class TrackTask:
 
     def batch(self, step: int) -> TrackBatch:
         """The batch of one step: a function of seed and step alone."""
-        rng = np.random.default_rng([self.seed, 3, step])
+        rng = np.random.default_rng([*self.seed, step])
         kind = "box" if rng.random() < 0.5 else "point"
         parts = [self._example(rng, *self._starts[int(number)], kind) for number in rng.integers(0, len(self._starts), self.stage.objects)]
         frames, points, masks = zip(*parts, strict=True)
@@ -115,17 +115,11 @@ class TrackTask:
         bank, (num_frames, count) = MemoryBank(), batch.pixels.shape[:2]
         with torch.no_grad():
             levels, codes = tracker.front_end.pyramid(batch.pixels.flatten(0, 1))
-        sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
         for index in range(num_frames):
             rows = slice(index * count, (index + 1) * count)
-            features = FrameFeatures([_sequence(level[rows]) for level in levels], [_sequence(code[rows]) for code in codes], sizes)
+            features = FrameFeatures.of([level[rows] for level in levels], [code[rows] for code in codes])
             if index == 0:
                 prompts = TrackPrompts(points=batch.points, labels=batch.labels)
                 yield tracker.condition(bank, features, 0, _NUM_FRAMES, [(list(range(count)), prompts)])
             else:
                 yield tracker.track(bank, features, index, _NUM_FRAMES)
-
-
-def _sequence(level: Tensor) -> Tensor:
-    """(K, C, H, W) to (H*W, K, C)."""
-    return level.flatten(2).permute(2, 0, 1)

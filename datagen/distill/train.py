@@ -111,7 +111,7 @@ class _Training:
         options = self.config.stages[number]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            task = make_task(options, self.student, self.data, self.config.seed, self.work / "cache")
+            task = make_task(options, self.student, self.data, (self.config.seed, number), self.work / "cache")
         task.head.to(self.student.device)
         weights = trainable(task)
         optimizers = make_optimizers(options, task.modules(), weights, task.rates)
@@ -122,6 +122,8 @@ class _Training:
         self._saved = {}
         self._steps(options, task, weights, optimizers)
         self.student.requires_grad_(False).eval()
+        if self.config.keep_stages:
+            self.student.export(self.work / f"after-{number + 1}-{options.kind}")
         self.stage, self.step = number + 1, 0
         self._save(nn.Module(), [])
 

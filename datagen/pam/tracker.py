@@ -22,11 +22,20 @@ from datagen.pam.gradients import no_gradients_unless_training
 
 @dataclass(slots=True)
 class FrameFeatures:
-    """One frame as `track_step` takes it: levels and position codes (H*W, 1, C), finest first, with the (H, W) of each."""
+    """What objects are looked for in, as `track_step` takes it: levels and position codes (H*W, B, C), finest first, with (H, W) of each.
+
+    B: 1 when all objects are in the same frame, otherwise the number of objects.
+    """
 
     levels: list[Tensor]
     positions: list[Tensor]
     sizes: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, levels: Sequence[Tensor], positions: Sequence[Tensor]) -> FrameFeatures:
+        """From levels and position codes (B, C, H, W)."""
+        sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
+        return cls([_sequence(level) for level in levels], [_sequence(code) for code in positions], sizes)
 
 
 @dataclass(slots=True)
@@ -94,9 +103,13 @@ class Tracker:
     @no_gradients_unless_training
     def encode(self, pixels: Tensor) -> FrameFeatures:
         """Features of one (S, S, 3) uint8 RGB frame, already resized with PIL's bicubic filter; shared by all its objects."""
-        levels, positions = self.front_end.pyramid(pixels.unsqueeze(0))
-        sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
-        return FrameFeatures([_sequence(level) for level in levels], [_sequence(code) for code in positions], sizes)
+        return FrameFeatures.of(*self.front_end.pyramid(pixels.unsqueeze(0)))
+
+    @no_gradients_unless_training
+    def encode_each(self, pixels: Tensor, which: Tensor) -> FrameFeatures:
+        """Features of objects that are in different frames, as training follows them. pixels: (F, S, S, 3) uint8. which: (K) 0..F-1."""
+        levels, positions = self.front_end.pyramid(pixels)
+        return FrameFeatures.of([level[which] for level in levels], [code[which] for code in positions])
 
     @no_gradients_unless_training
     def condition(
@@ -213,7 +226,7 @@ def _capture(decoder: Any) -> Iterator[_Captured]:
 
 
 def _sequence(level: Tensor) -> Tensor:
-    """(1, C, H, W) to (H*W, 1, C)."""
+    """(B, C, H, W) to (H*W, B, C)."""
     return level.flatten(2).permute(2, 0, 1)
 
 

@@ -21,7 +21,7 @@ def task(scenes, tmp_path_factory):
     rng = np.random.default_rng(0)
     features = (rng.normal(size=(len(corpus.regions), 2, 64, 4, 4)), rng.normal(size=(len(corpus.regions), 2, 2, 64)))
     stage = DescribeStage(kind="describe", steps=1, batch_size=3, tasks_per_region=5)
-    return DescribeTask(stage, student, 0, (corpus, features), None)
+    return DescribeTask(stage, student, (0, 0), (corpus, features), None)
 
 
 def test_texts_that_share_a_sequence_have_the_logits_of_texts_asked_alone(task):

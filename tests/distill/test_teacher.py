@@ -68,7 +68,7 @@ def task(corpus, teacher, tmp_path_factory):
     student = new_student(StudentOptions(**STUDENT | {"tokenizer": teacher}), work / "tokenizer", [], seed=5)
     stage = DescribeStage(**TAUGHT, steps=1)
     require(stage, student, data)
-    return make_task(stage, student, data, 0, work / "cache")
+    return make_task(stage, student, data, (0, 0), work / "cache")
 
 
 def distilled(teacher, *stages, **options):

@@ -18,8 +18,9 @@ from distill_student import STUDENT, metrics_of, pocket
 from datagen.distill.config import load_config, parse_config
 from datagen.distill.optimizer import MatrixOptimizer, make_optimizers
 from datagen.distill.student import image_size_of, new_student
+from datagen.distill.tasks import Data, make_task
 from datagen.distill.train import distill, learning_share
-from datagen.errors import DatagenError, JobError, OutputBusyError, SourceError, WriteError
+from datagen.errors import DatagenError, JobError, ModelLoadError, OutputBusyError, SourceError, WriteError
 from datagen.records import LANGUAGES, TASKS
 from datagen.scenes import write_scenes
 from datagen.write import open_store
@@ -36,8 +37,12 @@ STAGES = (ENCODE, SEGMENT, TRACK, DESCRIBE)
 def whole(scenes, tmp_path_factory):
     """A training of three short stages, never interrupted."""
     output = tmp_path_factory.mktemp("whole") / "student"
-    distill(pocket(*STAGES), scenes, output)
+    distill(pocket(*STAGES, keep_stages=True), scenes, output)
     return output
+
+
+def kept(output, stage):
+    return Path(f"{output}.work/after-{stage}")
 
 
 def weights(output):
@@ -56,10 +61,8 @@ def test_every_stage_reports_what_it_learns(whole):
     assert all(line["loss"] > 0 for line in kinds.values())
 
 
-def test_a_stage_leaves_the_parts_of_others_alone(scenes, tmp_path):
-    distill(pocket(ENCODE, SEGMENT), scenes, tmp_path / "masks")
-    distill(pocket(ENCODE, SEGMENT, TRACK), scenes, tmp_path / "memory")
-    before, after = weights(tmp_path / "masks"), weights(tmp_path / "memory")
+def test_a_stage_leaves_the_parts_of_others_alone(whole):
+    before, after = weights(kept(whole, "2-segment")), weights(kept(whole, "3-track"))
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert {"memory_attention", "memory_encoder", "obj_ptr_proj"} <= changed
     assert not changed & {"image_encoder", "sam_mask_decoder", "sam_prompt_encoder", "model"}
@@ -179,7 +182,7 @@ def test_the_learning_rate_rises_and_falls():
         ({"stages": [{"kind": "segmentation", "steps": 1}]}, "`stages.0`: .*segment"),
         ({"stages": []}, "`stages`"),
         ({"stages": [{"kind": "segment", "steps": 1, "stepz": 2}]}, "`stages.0.segment.stepz`"),
-        ({"student": {"init": "tiny", "llm": {"hidden_size": 64}}}, "leave out segmenter, llm and tokenizer"),
+        ({"student": {"init": "tiny", "llm": {"hidden_size": 64}}}, "leave out llm and tokenizer"),
     ],
 )
 def test_a_wrong_configuration_is_named(change, message):
@@ -195,6 +198,40 @@ def test_the_students_of_the_examples_can_see(name, tmp_path):
     features = front_end.encode(torch.zeros(1, size, size, 3, dtype=torch.uint8))
     decoded = front_end.decode(features, torch.tensor([0]), torch.tensor([[[8.0, 8.0]]]), torch.tensor([[1]], dtype=torch.int32))
     assert decoded.logits.shape == (1, 4, size // 4, size // 4)
+
+
+def test_a_checkpoint_learns_on_with_larger_pictures(scenes, whole, tmp_path):
+    student = {"init": str(kept(whole, "2-segment")), "segmenter": {"image_size": 128}}
+    output = distill(pocket({**SEGMENT, "steps": 1}, student=student), scenes, tmp_path / "student")
+    assert image_size_of(parse_config({"stages": [SEGMENT], "student": {"init": str(output)}}).student) == 128
+    before, after = weights(kept(whole, "2-segment")), weights(output)
+    moved = [float((after[name].float() - before[name].float()).abs().max()) for name in before]
+    assert 0 < max(moved) < 0.01  # one step away, at a learning rate of 0.001
+
+
+def test_a_config_that_the_weights_do_not_fit_is_named(scenes, whole, tmp_path):
+    student = {"init": str(whole), "segmenter": {"image_encoder.trunk.stages": [1, 1, 1, 1]}}
+    with pytest.raises(ModelLoadError, match=r"image_encoder\.trunk\.blocks"):
+        distill(pocket(SEGMENT, student=student), scenes, tmp_path / "student")
+
+
+def test_two_stages_of_a_kind_draw_other_batches(scenes, tmp_path):
+    student = new_student(pocket(SEGMENT).student, tmp_path / "tokenizer", ["red circle"], 0)
+    data = Data(scenes, tmp_path / "cache", 64)
+    first, again, second = (
+        make_task(pocket(SEGMENT).stages[0], student, data, (0, number), tmp_path / "cache").batch(0).points for number in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert first.shape != second.shape or not torch.equal(first, second)
+
+
+def test_the_mask_decoder_learns_with_the_memory_when_asked(scenes, whole, tmp_path):
+    student = {"init": str(kept(whole, "2-segment"))}
+    output = distill(pocket({**TRACK, "decoder_rate": 0.1}, student=student), scenes, tmp_path / "student")
+    before, after = weights(kept(whole, "2-segment")), weights(output)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert "sam_mask_decoder" in changed
+    assert not changed & {"image_encoder", "sam_prompt_encoder", "model"}
 
 
 def test_an_unknown_entry_of_the_segmenter_is_named(scenes, tmp_path):
