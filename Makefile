@@ -44,9 +44,9 @@ demo-video: setup  ## the same for the two clips in samples/
 	$(BIN)/datagen check $(OUTPUT)-video
 	$(BIN)/datagen stats $(OUTPUT)-video
 
-test: setup  ## the test suite, two files at a time: first what needs neither Ray nor vLLM
+test: setup  ## the test suite: first what needs neither Ray nor vLLM, two files at a time
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not ray and not vllm and not soak"
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations=20 -m "(ray or vllm) and not soak"
+	$(BIN)/python -m pytest --durations=20 -m "(ray or vllm) and not soak"
 
 soak: setup  ## minutes of SIGKILL of everything, ten thousand damaged files, and the rest of the golden segments
 	$(BIN)/python tests/chaos/soak.py --minutes $(MINUTES)

@@ -66,7 +66,7 @@ class Run:
         self.output = Path(output)
         self._hosts = hosts
 
-    def finish(self, timeout: float = 280) -> dict[str, object]:
+    def finish(self, timeout: float = 240) -> dict[str, object]:
         """Wait for a run that should succeed; its summary."""
         out, err = self.process.communicate(timeout=timeout)
         assert self.process.returncode == 0, f"exit {self.process.returncode}\n{err[-4000:]}\n{self._log()[-4000:]}"
