@@ -34,6 +34,7 @@ def test_boxes_become_masks_and_names(tmp_path: Path) -> None:
     assert report["masks"]["mean_iou"] > 0.8
     exact = {column: scores["exact_match"] for column, scores in report["texts"].items()}
     assert min(exact[f"{task}_{language}"] for task in ("label", "definition") for language in ("en", "zh")) > 0.8, exact
+    assert min(exact["caption_en"], exact["caption_zh"]) > 0.7, exact
 
 
 def test_everything_is_found(tmp_path: Path) -> None:
