@@ -113,11 +113,12 @@ def _describe_task(options: DescribeStage, student: Student, data: Data, seed: S
 
 
 def trainable(task: Task) -> list[nn.Parameter]:
-    """Switch on what the task trains, and list it."""
+    """Switch on what the task trains, and list it; a module whose rate is 0 stays frozen."""
     weights: dict[int, nn.Parameter] = {}
-    for module in task.modules():
+    modules = [module for module in task.modules() if task.rates.get(module, 1.0) > 0]
+    for module in modules:
         module.train()
-    for weight in (*(p for module in (*task.modules(), task.head) for p in module.parameters()), *task.parameters()):
+    for weight in (*(p for module in (*modules, task.head) for p in module.parameters()), *task.parameters()):
         weight.requires_grad = True
         weights[id(weight)] = weight
     return list(weights.values())

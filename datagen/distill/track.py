@@ -59,8 +59,7 @@ class TrackTask:
         """The parts that are trained."""
         segmenter: Any = self.student.segmenter
         yield from (segmenter.memory_attention, segmenter.memory_encoder, segmenter.obj_ptr_proj, segmenter.obj_ptr_tpos_proj)
-        if self.stage.decoder_rate > 0:
-            yield segmenter.sam_mask_decoder
+        yield segmenter.sam_mask_decoder
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Trained parameters that belong to no module as a whole."""
