@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from datagen.decode.copies import LocalCopies
 from datagen.decode.reader import VideoReader
-from datagen.distill.corpus import cached_arrays, small_mask, table_rows
+from datagen.distill.corpus import Box, cached_arrays, relative_box, small_mask, table_rows
 from datagen.errors import DecodeError, SourceError
 from datagen.job import DecodeOptions, S3Options
 from datagen.records import LANGUAGES, Language
@@ -49,13 +49,13 @@ class Told:
 class TrackData:
     """One object of one clip. frames: rows of `ClipCorpus.pixels`, in time order. masks: rows of `ClipCorpus.masks`, one per frame.
 
-    row: (track_id, clip_index). boxes: XYXY as shares of the sides, one per frame; None where the object is not seen.
+    row: (track_id, clip_index). boxes: one per frame; None where the object is not seen.
     """
 
     row: tuple[str, int]
     frames: range
     masks: range
-    boxes: list[tuple[float, float, float, float] | None]
+    boxes: list[Box | None]
     told: list[Told]
 
 
@@ -124,7 +124,7 @@ def _tracks(rows: Sequence[Mapping[str, Any]], clips: Mapping[tuple[str, int], M
         if len(row["frames"]) != len(times[key]):
             raise SourceError(f"clip {key[1]} of {key[0]}: its tracks have different numbers of frames; `datagen check` the dataset")
         width, height = clips[key]["width"], clips[key]["height"]
-        boxes = [_relative(frame["box_xyxy"], width, height) for frame in row["frames"]]
+        boxes = [None if box is None else relative_box(box, width, height) for box in (frame["box_xyxy"] for frame in row["frames"])]
         frames = range(starts[key], starts[key] + len(boxes))
         yield TrackData((row["track_id"], row["clip_index"]), frames, range(first, first + len(boxes)), boxes, _told(row))
         first += len(boxes)
@@ -151,10 +151,6 @@ def _told(row: Mapping[str, Any]) -> list[Told]:
 
 def _is_seen(row: Mapping[str, Any]) -> bool:
     return any(frame["box_xyxy"] is not None for frame in row["frames"])
-
-
-def _relative(box: Sequence[float] | None, width: int, height: int) -> tuple[float, float, float, float] | None:
-    return None if box is None else (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
 
 
 def _masks(rows: Sequence[Mapping[str, Any]], size: int) -> Iterator[NDArray[np.uint8]]:

@@ -88,6 +88,9 @@ class DescribeStage(StageOptions):
     kind: Literal["describe"]
     batch_size: Positive = Field(16, description="regions (or tracks) per step")
     tasks_per_region: Positive = Field(4, description="texts of one region per step, drawn from those it has")
+    guide_weight: float = Field(
+        1.0, ge=0, description="weight of reading box and words of the region, and of the one nearest to it, off the perceiver's tokens"
+    )
     clip_share: Fraction = Field(0.0, description="share of steps on tracks of clips instead of regions of images")
     tasks: tuple[Task, ...] = ("label", "definition", "caption", "description")
     languages: tuple[Language, ...] = ("en", "zh")

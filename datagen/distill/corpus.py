@@ -34,19 +34,22 @@ from datagen.write.store import Store
 
 Key = tuple[str, str]
 """(task, language)"""
+Box = tuple[float, float, float, float]
+"""XYXY as shares of the picture's sides."""
 
 _AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class RegionData:
-    """One region. row: (region_id,). image: row of `Corpus.pixels`. box: XYXY as shares of the image's sides. texts: the answers, as
-    the model gives them.
+    """One region. row: (region_id,). image: row of `Corpus.pixels`. size: width and height of the image in its file, px.
+    texts: the answers, as the model gives them.
     """
 
     row: tuple[str]
     image: int
-    box: tuple[float, float, float, float]
+    box: Box
+    size: tuple[int, int]
     texts: Mapping[Key, str]
 
 
@@ -94,9 +97,7 @@ def load_corpus(dataset: str, cache: Path, image_size: int) -> Corpus:
             "masks": ((len(regions), image_size // 2, image_size // 2), (small_mask(row["mask"], image_size // 2) for row in regions)),
         },
     )
-    data = [
-        RegionData((row["region_id"],), used[row["asset_id"]], _relative_box(row, images[row["asset_id"]]), answers(row)) for row in regions
-    ]
+    data = [_region(row, used[row["asset_id"]], images[row["asset_id"]]) for row in regions]
     return Corpus(pixels, masks, data, _groups([region.image for region in data], len(assets)))
 
 
@@ -169,9 +170,14 @@ def table_parts(store: Store, table: str, columns: list[str], *optional: str) ->
         yield part
 
 
-def _relative_box(row: Mapping[str, Any], asset: Mapping[str, Any]) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = row["box_xyxy"]
-    return x1 / asset["width"], y1 / asset["height"], x2 / asset["width"], y2 / asset["height"]
+def _region(row: Mapping[str, Any], image: int, asset: Mapping[str, Any]) -> RegionData:
+    size = asset["width"], asset["height"]
+    return RegionData((row["region_id"],), image, relative_box(row["box_xyxy"], *size), size, answers(row))
+
+
+def relative_box(box: Sequence[float], width: int, height: int) -> Box:
+    """A box in pixels as shares of the sides."""
+    return box[0] / width, box[1] / height, box[2] / width, box[3] / height
 
 
 def _groups(images: Sequence[int], count: int) -> list[range]:

@@ -1,5 +1,5 @@
 """The describe stage: perceiver, projectors and language model learn the stored texts, next token by next token, SAM 2 frozen.
-With a teacher they also learn what it held likely at each token (see teacher.divergence).
+With a teacher they also learn what it held likely at each token (see teacher.divergence), and the perceiver is asked for places (guide).
 
 All texts of a region share its prefix (system prompt and visual embeddings), which is computed once: they lie one after another in a
 sequence whose attention mask lets each see the prefix and itself, at the positions that it has when it is asked for alone.
@@ -23,6 +23,7 @@ from datagen.distill.clips import ClipCorpus, Told, TrackData
 from datagen.distill.config import DescribeStage
 from datagen.distill.corpus import Corpus, Key, RegionData
 from datagen.distill.features import PROMPTS
+from datagen.distill.guide import Asked, Guide
 from datagen.distill.prompts import Seed
 from datagen.distill.student import Student
 from datagen.distill.teacher import Taught, Teacher, divergence, stacked
@@ -50,12 +51,13 @@ class Answer:
 @dataclass(slots=True)
 class DescribeBatch:
     """image_side: (B, d, G, G) of regions, or (B, 16, d, G, G) of tracks in the frames that the language model sees. tokens: (B, 2, d)
-    or (B, 16, 2, d). answers: those of each region or track.
+    or (B, 16, 2, d). answers: those of each region or track. asked: of each region, or of each track's frames in turn.
     """
 
     image_side: Tensor
     tokens: Tensor
     answers: list[list[Answer]]
+    asked: Asked
 
     @property
     def is_clip(self) -> bool:
@@ -80,7 +82,9 @@ class DescribeTask:
     ) -> None:
         self.stage, self.student, self.seed = stage, student, seed
         self.regions, self.tracks, self._teachers = regions, tracks, teachers or {}
-        self.head = nn.Module()
+        queries, hidden = student.perceiver.sem_tokens.num_embeddings, student.projector.hidden_size
+        self._guide = Guide(queries, hidden, regions[0] if regions else None)
+        self.head: nn.Module = self._guide
         self.rates: dict[nn.Module, float] = {}
         self._prompts: dict[Key, PromptIds] = {
             (task, lang): self._tokenized(image_prompt(task, lang)) for task in stage.tasks for lang in stage.languages
@@ -120,20 +124,24 @@ class DescribeTask:
         answers = []
         for index in chosen:
             keys = self._asked[index]
-            asked = rng.choice(len(keys), size=min(self.stage.tasks_per_region, len(keys)), replace=False)
-            answers.append([self._answer(corpus.regions[index], keys[number]) for number in asked])
-        return DescribeBatch(_tensor(image_side[chosen, kinds]), _tensor(tokens[chosen, kinds]), answers)
+            numbers = rng.choice(len(keys), size=min(self.stage.tasks_per_region, len(keys)), replace=False)
+            answers.append([self._answer(corpus.regions[index], keys[number]) for number in numbers])
+        return DescribeBatch(
+            _tensor(image_side[chosen, kinds]), _tensor(tokens[chosen, kinds]), answers, self._guide.of_regions(chosen.tolist())
+        )
 
     def _track_batch(self, rng: np.random.Generator) -> DescribeBatch:
         if self.tracks is None:
             raise ValueError("there are no tracks to learn from")
         _, (image_side, tokens) = self.tracks
         chosen = [self._told[number] for number in rng.integers(0, len(self._told), max(self.stage.batch_size // 4, 1))]
-        rows = np.stack([_rows(track, told) for track, told in chosen])
+        frames = np.stack([_frames(told) for _, told in chosen])
+        rows = frames + np.asarray([[track.masks.start] for track, _ in chosen])
+        seen = [track.boxes[frame] for (track, _), of_track in zip(chosen, frames, strict=True) for frame in of_track]
         answers = [
             [self._event(track, told, language) for language in self.stage.languages if language in told.texts] for track, told in chosen
         ]
-        return DescribeBatch(_tensor(image_side[rows]), _tensor(tokens[rows]), answers)
+        return DescribeBatch(_tensor(image_side[rows]), _tensor(tokens[rows]), answers, self._guide.of_frames(seen))
 
     def _answer(self, region: RegionData, key: Key) -> Answer:
         teacher = self._teachers.get("regions")
@@ -154,9 +162,9 @@ class DescribeTask:
 
     def loss(self, batch: DescribeBatch) -> tuple[Tensor, dict[str, float]]:
         """Mean cross-entropy of the answers' tokens, where there is a teacher averaged with the divergence from it by
-        `distill_weight`; and how many answers would come out right to the last token.
+        `distill_weight`, and the guide's loss; and how many answers would come out right to the last token.
         """
-        visual = self._visual(batch)
+        visual, semantic = self._visual(batch)
         embeds, mask, positions, targets = self._assembled(visual, batch.answers)
         hidden = self.student.llm.model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
@@ -167,8 +175,9 @@ class DescribeTask:
         right = (logits.argmax(-1) == targets[learned]).cpu()
         report = {"next_token": float(each.detach().mean()), "tokens_right": float(right.float().mean())}
         each, distance = self._distilled(each, logits, [answer for of_row in batch.answers for answer in of_row])
-        loss = each.mean()
-        return loss, {"loss": float(loss.detach())} | report | distance | _exact(right.tolist(), batch.answers)
+        guided, found = self._guide(semantic, batch.asked) if self.stage.guide_weight else (0.0, {})
+        loss = each.mean() + self.stage.guide_weight * guided
+        return loss, {"loss": float(loss.detach())} | report | distance | found | _exact(right.tolist(), batch.answers)
 
     def _distilled(self, each: Tensor, logits: Tensor, answers: Sequence[Answer]) -> tuple[Tensor, dict[str, float]]:
         """The loss of each token (N,), averaged with the divergence where it is taught, and its mean. logits: (N, V)."""
@@ -182,19 +191,20 @@ class DescribeTask:
         mixed = (1 - weight) * each[chosen] + weight * temperature**2 * distance
         return torch.cat([each[~chosen], mixed]), {"divergence": float(distance.detach().mean())}
 
-    def _visual(self, batch: DescribeBatch) -> Tensor:
-        """(B, V, H)"""
+    def _visual(self, batch: DescribeBatch) -> tuple[Tensor, Tensor]:
+        """(B, V, H), and among them the semantic tokens of regions (B, S, H) or of the frames of tracks (B * 16, S, H)."""
         device, projector = self.student.device, self.student.projector
         image_side, tokens = batch.image_side.to(device), batch.tokens.to(device)
         if not batch.is_clip:
-            visual: Tensor = projector.regions(*self.student.perceiver(image_side, tokens))
-            return visual
+            image, semantic = self.student.perceiver(image_side, tokens)
+            return projector.regions(image, semantic), projector.mm_projector_semT(semantic)
         count = len(image_side)
         first, sem_first = self.student.perceiver(image_side[:, 0], tokens[:, 0])
         others, sem_others = self.student.perceiver(image_side[:, 1:].flatten(0, 1), tokens[:, 1:].flatten(0, 1), coarse=True)
         others, sem_others = others.unflatten(0, (count, -1)), sem_others.unflatten(0, (count, -1))
         semantic = torch.cat([sem_first[:, None], sem_others], dim=1)
-        return torch.stack([projector.clip(first[row], others[row], semantic[row]) for row in range(count)])
+        visual = torch.stack([projector.clip(first[row], others[row], semantic[row]) for row in range(count)])
+        return visual, projector.mm_projector_semT(semantic.flatten(0, 1))
 
     def _assembled(self, visual: Tensor, answers: Sequence[Sequence[Answer]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """embeds (B, T, H), additive mask (B, 1, T, T), positions (B, T), targets (B, T)."""
@@ -244,9 +254,9 @@ def _usable(track: TrackData, told: Told, languages: Sequence[str]) -> bool:
     return track.boxes[told.start] is not None and any(language in told.texts for language in languages)
 
 
-def _rows(track: TrackData, told: Told) -> NDArray[np.int64]:
-    """The 16 rows of the features that the language model sees of a track."""
-    return track.masks.start + told.start + np.asarray(selected_frames(0, told.stop - told.start))
+def _frames(told: Told) -> NDArray[np.int64]:
+    """The 16 frames of a track that the language model sees."""
+    return told.start + np.asarray(selected_frames(0, told.stop - told.start))
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

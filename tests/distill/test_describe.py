@@ -8,8 +8,11 @@ from distill_student import STUDENT
 from datagen.distill.config import DescribeStage, StudentOptions
 from datagen.distill.corpus import load_corpus
 from datagen.distill.describe import DescribeTask
+from datagen.distill.guide import Guide
 from datagen.distill.student import new_student
+from datagen.distill.words import Words
 from datagen.pam.prompts import image_prompt, tokenize
+from datagen.scenes.check import stated
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def test_texts_that_share_a_sequence_have_the_logits_of_texts_asked_alone(task):
     batch = task.batch(0)
     student = task.student
     with torch.no_grad():
-        visual = task._visual(batch)
+        visual, _ = task._visual(batch)
         embeds, mask, positions, targets = task._assembled(visual, batch.answers)
         hidden = student.llm.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).last_hidden_state
         for row, answers in enumerate(batch.answers):
@@ -60,3 +63,48 @@ def test_batches_are_functions_of_seed_and_step(task):
     one, again, other = task.batch(5), task.batch(5), task.batch(6)
     assert one.answers == again.answers != other.answers
     assert torch.equal(one.image_side, again.image_side)
+
+
+def test_the_guide_asks_for_the_region_and_for_the_one_that_its_description_calls_near(task):
+    regions = task.regions[0].regions
+    asked = task._guide.of_regions(range(len(regions)))
+    names = Words(task.regions[0]).names
+    for row, region in enumerate(regions):
+        said = stated(region.texts["description", "en"], "en")
+        assert asked.boxes[row].tolist() == pytest.approx(region.box)
+        assert {names[word] for word in asked.words[row].nonzero()[:, 0]} == {said["size"], said["color"], said["shape"]}
+        assert asked.near[row] == ("alone" not in said)
+        if "neighbour" in said:
+            assert set(said["neighbour"].split()) <= {names[word] for word in asked.near_words[row].nonzero()[:, 0]}
+            other = next(number for number in range(len(regions)) if asked.near_boxes[row].tolist() == pytest.approx(regions[number].box))
+            assert regions[other].image == region.image
+            assert regions[other].texts["label", "en"] == said["neighbour"]
+
+
+def test_the_guide_learns_to_read_what_the_tokens_hold(task):
+    torch.manual_seed(0)
+    guide = Guide(3, 32, task.regions[0])
+    asked = guide.of_regions(range(8))
+    tokens = torch.randn(8, 3, 32)
+    optimizer = torch.optim.Adam(guide.parameters(), lr=0.03)
+    before = guide(tokens, asked)[1]
+    for _ in range(300):
+        optimizer.zero_grad()
+        guide(tokens, asked)[0].backward()
+        optimizer.step()
+    after = guide(tokens, asked)[1]
+    assert after["words_right"] == after["near_words_right"] == 1
+    assert after["guide"] < before["guide"] / 2
+
+
+def test_a_frame_that_does_not_show_the_object_asks_for_no_box(task):
+    box = (0.1, 0.2, 0.5, 0.6)
+    asked, others = (task._guide.of_frames([box, second]) for second in (None, (0.5, 0.5, 0.9, 0.9)))
+    assert asked.seen.tolist() == [1, 0]
+    tokens = torch.zeros(2, 16, task.student.projector.hidden_size)
+    error = [float((0.5 - torch.tensor(given)).abs().sum()) for given in (box, (0.5, 0.5, 0.9, 0.9))]
+    for layer in task._guide.layers.values():
+        torch.nn.init.zeros_(layer.bias)
+    seen = float(torch.tensor(2.0).log())  # a logit of 0 knows nothing
+    assert task._guide(tokens, asked)[0].item() == pytest.approx(seen + error[0], rel=1e-5)
+    assert task._guide(tokens, others)[0].item() == pytest.approx(seen + sum(error) / 2, rel=1e-5)

@@ -122,7 +122,8 @@ def test_the_loss_is_the_weighted_mean_of_both(task):
     with torch.no_grad():
         loss, report = task.loss(batch)
     weight, temperature = TAUGHT["distill_weight"], TAUGHT["temperature"]
-    assert float(loss) == pytest.approx((1 - weight) * report["next_token"] + weight * temperature**2 * report["divergence"], rel=1e-5)
+    taught = (1 - weight) * report["next_token"] + weight * temperature**2 * report["divergence"]
+    assert float(loss) == pytest.approx(taught + task.stage.guide_weight * report["guide"], rel=1e-5)
 
 
 def test_a_student_comes_closer_to_its_teacher_and_an_interrupted_one_on_the_same_curve(corpus, teacher, tmp_path):

@@ -56,7 +56,7 @@ def test_every_stage_reports_what_it_learns(whole):
     assert {"covered", "words", "words_right"} <= kinds["encode"].keys()
     assert {"iou", "iou_of_three", "iou_error", "mask", "score", "words"} <= kinds["segment"].keys()
     assert {"j", "presence_right"} <= kinds["track"].keys()
-    assert {"tokens_right", "loss"} <= kinds["describe"].keys()
+    assert {"tokens_right", "loss", "guide", "words_right", "near_words_right"} <= kinds["describe"].keys()
     assert any(name.startswith("exact_event_") for line in metrics_of(whole) for name in line)
     assert all(line["loss"] > 0 for line in kinds.values())
 
