@@ -30,7 +30,8 @@ EMBEDDED = ("tiny", "tiny-shapes")
 """Checkpoints by name, without any download: random weights made from a seed, and one trained on `datagen.scenes`."""
 
 _TINY_SHAPES = Path(__file__).with_name("tiny_shapes")
-_WAY_OUT = "To try datagen without weights: --model tiny"
+WITHOUT_DOWNLOAD = "To try datagen without a download: --model tiny-shapes"
+AGAIN = "Download the checkpoint again, or use --model tiny-shapes"
 
 
 class Checkpoint:
@@ -40,7 +41,7 @@ class Checkpoint:
         self.folder = Path(folder)
         config = self.folder / "config.json"
         if not config.is_file():
-            raise ModelLoadError(f"{self.folder} is no checkpoint: it has no config.json. {_WAY_OUT}")
+            raise ModelLoadError(f"{self.folder} is no checkpoint: it has no config.json. {WITHOUT_DOWNLOAD}")
         self.config: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
         self._file_of: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -56,9 +57,7 @@ class Checkpoint:
                     self.shapes[key] = tuple(file.get_slice(key).get_shape())
                     self.dtypes[key] = file.get_slice(key).get_dtype()
         except SafetensorError as error:
-            raise ModelLoadError(
-                f"{path} is no readable safetensors file ({error}). Download the checkpoint again, or use --model tiny"
-            ) from error
+            raise ModelLoadError(f"{path} is no readable safetensors file ({error}). {AGAIN}") from error
 
     def weight_files(self) -> list[Path]:
         """The safetensors files, in order. Raises ModelLoadError when one that the index names is missing."""
@@ -69,7 +68,7 @@ class Checkpoint:
             names = ["model.safetensors"]
         missing = [name for name in names if not (self.folder / name).is_file()]
         if missing:
-            raise ModelLoadError(f"{self.folder} lacks {', '.join(missing)}. Download the checkpoint again, or use --model tiny")
+            raise ModelLoadError(f"{self.folder} lacks {', '.join(missing)}. {AGAIN}")
         return [self.folder / name for name in names]
 
     def tensors(self, prefix: str, dtype: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -233,10 +232,11 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ModelLoadError(f"no weights at {name}: it is no folder or file here, and no hub id (owner/name). {_WAY_OUT}")
+        raise ModelLoadError(f"no weights at {name}: it is no folder or file here, and no hub id (owner/name). {WITHOUT_DOWNLOAD}")
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         message = f"cannot get {name}: no such folder here, not in the hub's cache, and the hub did not give it ({reason}). "
-        raise ModelLoadError(f"{message}Give model.checkpoint and model.sam2 as local paths, or fetch them first. {_WAY_OUT}") from error
+        message += f"Give model.checkpoint and model.sam2 as local paths, or fetch them first. {WITHOUT_DOWNLOAD}"
+        raise ModelLoadError(message) from error

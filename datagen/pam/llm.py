@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from datagen.errors import ModelLoadError
-from datagen.pam.checkpoint import Checkpoint
+from datagen.pam.checkpoint import AGAIN, Checkpoint
 from datagen.share import cache_folder
 
 _FORMAT = "1"  # raise it when what is written changes, so that old cache entries are not used
@@ -61,7 +61,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     try:
         return Qwen2Tokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
-        raise ModelLoadError(f"{folder} has no usable tokenizer ({error}). Download the checkpoint again, or use --model tiny") from error
+        raise ModelLoadError(f"{folder} has no usable tokenizer ({error}). {AGAIN}") from error
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from datagen.errors import ModelLoadError
-from datagen.pam.checkpoint import Checkpoint
+from datagen.pam.checkpoint import AGAIN, WITHOUT_DOWNLOAD, Checkpoint
 from datagen.pam.gradients import no_gradients_unless_training
 from datagen.pam.prompts import PromptIds
 
@@ -84,9 +84,7 @@ def load_projector(checkpoint: Checkpoint, vocabulary: int, device: str = "cpu",
     wrong = [name for name, tensor in wanted.items() if name not in given or given[name].shape != tensor.shape]
     if wrong:
         keys = ", ".join(f"model.{name} {tuple(wanted[name].shape)}" for name in wrong)
-        raise ModelLoadError(
-            f"{checkpoint.folder}: missing or of another shape: {keys}. Download the checkpoint again, or use --model tiny"
-        )
+        raise ModelLoadError(f"{checkpoint.folder}: missing or of another shape: {keys}. {AGAIN}")
     projector.load_state_dict(given, assign=True)
     return projector.to(device).eval().requires_grad_(False)
 
@@ -107,9 +105,7 @@ def _dims(checkpoint: Checkpoint, name: str) -> list[int]:
     while (shape := checkpoint.shapes.get(f"model.{name}.{2 * max(len(dims) - 1, 0)}.weight")) is not None:
         dims += [shape[0]] if dims else [shape[1], shape[0]]
     if not dims:
-        raise ModelLoadError(
-            f"{checkpoint.folder} lacks model.{name}.0.weight: it is no PAM checkpoint. To try datagen without weights: --model tiny"
-        )
+        raise ModelLoadError(f"{checkpoint.folder} lacks model.{name}.0.weight: it is no PAM checkpoint. {WITHOUT_DOWNLOAD}")
     return dims
 
 
