@@ -164,7 +164,7 @@ class DescribeTask:
         """Mean cross-entropy of the answers' tokens, where there is a teacher averaged with the divergence from it by
         `distill_weight`, and the guide's loss; and how many answers would come out right to the last token.
         """
-        visual, semantic = self._visual(batch)
+        visual, semantic, image = self._visual(batch)
         embeds, mask, positions, targets = self._assembled(visual, batch.answers)
         hidden = self.student.llm.model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
@@ -175,7 +175,7 @@ class DescribeTask:
         right = (logits.argmax(-1) == targets[learned]).cpu()
         report = {"next_token": float(each.detach().mean()), "tokens_right": float(right.float().mean())}
         each, distance = self._distilled(each, logits, [answer for of_row in batch.answers for answer in of_row])
-        guided, found = self._guide(semantic, batch.asked) if self.stage.guide_weight else (0.0, {})
+        guided, found = self._guide(semantic, image, batch.asked) if self.stage.guide_weight else (0.0, {})
         loss = each.mean() + self.stage.guide_weight * guided
         return loss, {"loss": float(loss.detach())} | report | distance | found | _exact(right.tolist(), batch.answers)
 
@@ -191,20 +191,24 @@ class DescribeTask:
         mixed = (1 - weight) * each[chosen] + weight * temperature**2 * distance
         return torch.cat([each[~chosen], mixed]), {"divergence": float(distance.detach().mean())}
 
-    def _visual(self, batch: DescribeBatch) -> tuple[Tensor, Tensor]:
-        """(B, V, H), and among them the semantic tokens of regions (B, S, H) or of the frames of tracks (B * 16, S, H)."""
+    def _visual(self, batch: DescribeBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, V, H), and among them the semantic (B, S, H) and image tokens (B, T, H) of regions, or of the frames of tracks the semantic
+        ones (B * 16, S, H) and no image token (B * 16, 0, H).
+        """
         device, projector = self.student.device, self.student.projector
         image_side, tokens = batch.image_side.to(device), batch.tokens.to(device)
         if not batch.is_clip:
-            image, semantic = self.student.perceiver(image_side, tokens)
-            return projector.regions(image, semantic), projector.mm_projector_semT(semantic)
+            visual: Tensor = projector.regions(*self.student.perceiver(image_side, tokens))
+            queries = self.student.perceiver.sem_tokens.num_embeddings
+            return visual, visual[:, -1 - queries : -1], visual[:, : -2 - queries]
         count = len(image_side)
         first, sem_first = self.student.perceiver(image_side[:, 0], tokens[:, 0])
         others, sem_others = self.student.perceiver(image_side[:, 1:].flatten(0, 1), tokens[:, 1:].flatten(0, 1), coarse=True)
         others, sem_others = others.unflatten(0, (count, -1)), sem_others.unflatten(0, (count, -1))
         semantic = torch.cat([sem_first[:, None], sem_others], dim=1)
         visual = torch.stack([projector.clip(first[row], others[row], semantic[row]) for row in range(count)])
-        return visual, projector.mm_projector_semT(semantic.flatten(0, 1))
+        semantic = projector.mm_projector_semT(semantic.flatten(0, 1))
+        return visual, semantic, semantic[:, :0]
 
     def _assembled(self, visual: Tensor, answers: Sequence[Sequence[Answer]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """embeds (B, T, H), additive mask (B, 1, T, T), positions (B, T), targets (B, T)."""

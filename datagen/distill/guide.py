@@ -1,8 +1,9 @@
 """What the perceiver is asked for on the side in the describe stage: where a region lies and what it is called, and the same of the
 region nearest to it. Linear layers read it off the tokens that the language model sees, and are thrown away in the end.
 
-The words alone teach this very slowly: for as long as the perceiver's tokens say nothing of places, a language model has no reason to
-look for them there, and the other way round. Letters of shapes: N regions (or frames of tracks), S semantic tokens, H hidden size.
+The texts alone teach this very slowly: for as long as the perceiver's tokens say nothing of places, a language model has no reason to
+look for them there, and the other way round. Letters of shapes: N regions (or frames of tracks), S semantic tokens, T image tokens,
+H hidden size.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from torch import Tensor, nn
 from datagen.distill.corpus import Box, Corpus
 from datagen.distill.words import Words, words_loss, words_right
 
-_WORDS, _NEAR_WORDS = 0.1, 0.05  # a sum over words is larger than one over the sides of a box
+_WORDS, _NEAR_WORDS, _CELLS = 0.1, 0.05, 0.5  # sums over words and cells are larger than one over the sides of a box
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """boxes, near_boxes: (N, 4) XYXY, shares of the sides. words, near_words: (N, W) 0 or 1. seen, near: (N) 1 where there is one."""
+    """boxes, near_boxes: (N, 4) XYXY, shares of the sides. words, near_words: (N, W) 0 or 1. seen, near: (N) 1 where there is one.
+
+    masks: (N, 2, M, M) share of each cell covered by the region and by the nearest one, 0..1; None of frames.
+    """
 
     boxes: Tensor
     words: Tensor
@@ -32,6 +36,7 @@ class Asked:
     near_boxes: Tensor
     near_words: Tensor
     near: Tensor
+    masks: Tensor | None = None
 
 
 class Guide(nn.Module):
@@ -39,20 +44,24 @@ class Guide(nn.Module):
 
     def __init__(self, tokens: int, hidden: int, corpus: Corpus | None) -> None:
         super().__init__()
+        self._masks = None if corpus is None else corpus.masks
         self._words = None if corpus is None else Words(corpus)
         self._nearest = np.zeros(0, np.int64) if corpus is None else nearest(corpus)
         self._boxes = torch.tensor([] if corpus is None else [region.box for region in corpus.regions])
         self._known = len(self._words.names) if self._words else 0
         outputs = {"seen": 1, "box": 4, "words": self._known, "near_box": 4, "near_words": self._known}
         self.layers = nn.ModuleDict({name: nn.Linear(tokens * hidden, size) for name, size in outputs.items() if size})
+        self.cells = nn.Linear(hidden, 2)
 
     def of_regions(self, regions: Sequence[int]) -> Asked:
         """What is asked of regions of the corpus."""
-        if self._words is None:
+        if self._words is None or self._masks is None:
             raise ValueError("there are no regions to ask for")
         near = self._nearest[list(regions)]
         there = torch.from_numpy(near >= 0).float()
+        masks = np.stack([self._masks[list(regions)], self._masks[near]], axis=1).astype(np.float32) / 255
         return Asked(
+            masks=torch.from_numpy(masks) * torch.stack([torch.ones(len(near)), there], dim=1)[:, :, None, None],
             boxes=self._boxes[list(regions)],
             words=self._words.targets(list(regions)),
             seen=torch.ones(len(near)),
@@ -73,14 +82,19 @@ class Guide(nn.Module):
             near=torch.zeros(count),
         )
 
-    def forward(self, tokens: Tensor, asked: Asked) -> tuple[Tensor, dict[str, float]]:
-        """The loss, and which words were right. tokens: (N, S, H), as the language model gets them."""
-        # As the language model does, each token is brought to one length; together they have that of one.
-        features = F.rms_norm(tokens.float(), tokens.shape[-1:]).flatten(1) / tokens.shape[1] ** 0.5
+    def forward(self, semantic: Tensor, image: Tensor, asked: Asked) -> tuple[Tensor, dict[str, float]]:
+        """The loss, and which words were right. semantic: (N, S, H), image: (N, T, H), as the language model gets them.
+
+        Image tokens are not read where no masks are asked for.
+        """
+        # As the language model does, each token is brought to one length; together the semantic ones have that of one.
+        features = _alike(semantic).flatten(1) / semantic.shape[1] ** 0.5
         read = {name: layer(features) for name, layer in self.layers.items()}
         seen, near = asked.seen.to(features.device), asked.near.to(features.device)
         total = F.binary_cross_entropy_with_logits(read["seen"][:, 0], seen)
         total = total + _mean(_box_error(read["box"], asked.boxes), seen) + _mean(_box_error(read["near_box"], asked.near_boxes), near)
+        if asked.masks is not None:
+            total = total + _CELLS * _cell_loss(self.cells(_alike(image)), asked.masks.to(features.device))
         report: dict[str, float] = {}
         for name, words, weight in (("words", asked.words, _WORDS), ("near_words", asked.near_words, _NEAR_WORDS)):
             words = words.to(features.device)
@@ -102,6 +116,18 @@ def nearest(corpus: Corpus) -> NDArray[np.int64]:
             np.fill_diagonal(apart, np.inf)
             found[group.start : group.stop] = group.start + apart.argmin(axis=1)
     return found
+
+
+def _alike(tokens: Tensor) -> Tensor:
+    return F.rms_norm(tokens.float(), tokens.shape[-1:])
+
+
+def _cell_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """How far the cells are from those that the masks cover. logits: (N, T, K), T running down the columns. masks: (N, K, M, M)."""
+    side = round(logits.shape[1] ** 0.5)
+    cells = F.adaptive_avg_pool2d(masks, side).transpose(2, 3).flatten(2)
+    each = F.binary_cross_entropy_with_logits(logits.transpose(1, 2), cells, reduction="none").sum(2) / cells.sum(2).clamp(min=1)
+    return each.sum(1).mean()
 
 
 def _box_error(logits: Tensor, boxes: Tensor) -> Tensor:

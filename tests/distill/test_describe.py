@@ -31,7 +31,7 @@ def test_texts_that_share_a_sequence_have_the_logits_of_texts_asked_alone(task):
     batch = task.batch(0)
     student = task.student
     with torch.no_grad():
-        visual, _ = task._visual(batch)
+        visual, _, _ = task._visual(batch)
         embeds, mask, positions, targets = task._assembled(visual, batch.answers)
         hidden = student.llm.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).last_hidden_state
         for row, answers in enumerate(batch.answers):
@@ -85,14 +85,14 @@ def test_the_guide_learns_to_read_what_the_tokens_hold(task):
     torch.manual_seed(0)
     guide = Guide(3, 32, task.regions[0])
     asked = guide.of_regions(range(8))
-    tokens = torch.randn(8, 3, 32)
+    tokens, image = torch.randn(8, 3, 32), torch.randn(8, 16, 32)
     optimizer = torch.optim.Adam(guide.parameters(), lr=0.03)
-    before = guide(tokens, asked)[1]
+    before = guide(tokens, image, asked)[1]
     for _ in range(300):
         optimizer.zero_grad()
-        guide(tokens, asked)[0].backward()
+        guide(tokens, image, asked)[0].backward()
         optimizer.step()
-    after = guide(tokens, asked)[1]
+    after = guide(tokens, image, asked)[1]
     assert after["words_right"] == after["near_words_right"] == 1
     assert after["guide"] < before["guide"] / 2
 
@@ -102,9 +102,10 @@ def test_a_frame_that_does_not_show_the_object_asks_for_no_box(task):
     asked, others = (task._guide.of_frames([box, second]) for second in (None, (0.5, 0.5, 0.9, 0.9)))
     assert asked.seen.tolist() == [1, 0]
     tokens = torch.zeros(2, 16, task.student.projector.hidden_size)
+    image = tokens[:, :0]
     error = [float((0.5 - torch.tensor(given)).abs().sum()) for given in (box, (0.5, 0.5, 0.9, 0.9))]
     for layer in task._guide.layers.values():
         torch.nn.init.zeros_(layer.bias)
     seen = float(torch.tensor(2.0).log())  # a logit of 0 knows nothing
-    assert task._guide(tokens, asked)[0].item() == pytest.approx(seen + error[0], rel=1e-5)
-    assert task._guide(tokens, others)[0].item() == pytest.approx(seen + sum(error) / 2, rel=1e-5)
+    assert task._guide(tokens, image, asked)[0].item() == pytest.approx(seen + error[0], rel=1e-5)
+    assert task._guide(tokens, image, others)[0].item() == pytest.approx(seen + sum(error) / 2, rel=1e-5)
