@@ -88,6 +88,11 @@ class DescribeStage(StageOptions):
     kind: Literal["describe"]
     batch_size: Positive = Field(16, description="regions (or tracks) per step")
     tasks_per_region: Positive = Field(4, description="texts of one region per step, drawn from those it has")
+    query_rate: Fraction = Field(
+        0.1,
+        description="share of the learning rates that queries and keys of the perceiver's attention have; at the full rate of Muon each "
+        "token soon looks at one cell of the picture and nowhere else, and learns no more where to look",
+    )
     guide_weight: float = Field(
         1.0, ge=0, description="weight of reading box and words of the region, and of the one nearest to it, off the perceiver's tokens"
     )

@@ -85,7 +85,8 @@ class DescribeTask:
         queries, hidden = student.perceiver.sem_tokens.num_embeddings, student.projector.hidden_size
         self._guide = Guide(queries, hidden, regions[0] if regions else None)
         self.head: nn.Module = self._guide
-        self.rates: dict[nn.Module, float] = {}
+        attention = (part for name, part in student.perceiver.named_modules() if name.endswith(("q_proj", "k_proj")))
+        self.rates: dict[nn.Module, float] = dict.fromkeys(attention, stage.query_rate)
         self._prompts: dict[Key, PromptIds] = {
             (task, lang): self._tokenized(image_prompt(task, lang)) for task in stage.tasks for lang in stage.languages
         }
