@@ -191,9 +191,10 @@ def test_a_wrong_configuration_is_named(change, message):
         parse_config({"stages": [SEGMENT], "student": STUDENT, **change})
 
 
-@pytest.mark.parametrize("name", ["distill.yaml", "smaller.yaml"])
+@pytest.mark.parametrize("name", ["distill.yaml", "larger.yaml", "smaller.yaml"])
 def test_the_students_of_the_examples_can_see(name, tmp_path):
-    options = load_config(ROOT / "examples/tiny-shapes" / name).student.model_copy(update={"tokenizer": None})
+    options = load_config(ROOT / "examples/tiny-shapes" / name).student
+    options = options.model_copy(update={"tokenizer": None, "init": options.init and "tiny-shapes"})
     front_end = new_student(options, tmp_path, ["red circle"], seed=0).front_end()
     size = image_size_of(options)
     features = front_end.encode(torch.zeros(1, size, size, 3, dtype=torch.uint8))
