@@ -86,7 +86,7 @@ class DescribeStage(StageOptions):
     """
 
     kind: Literal["describe"]
-    batch_size: Positive = Field(16, description="regions (or tracks) per step")
+    batch_size: Positive = Field(16, description="regions per step, or a quarter as many tracks")
     tasks_per_region: Positive = Field(4, description="texts of one region per step, drawn from those it has")
     query_rate: Fraction = Field(
         0.1,
