@@ -8,10 +8,11 @@ from distill_student import STUDENT
 from datagen.distill.config import DescribeStage, StudentOptions
 from datagen.distill.corpus import load_corpus
 from datagen.distill.describe import DescribeTask
-from datagen.distill.guide import Guide
+from datagen.distill.guide import Guide, _cell_loss
 from datagen.distill.student import new_student
 from datagen.distill.words import Words
 from datagen.pam.prompts import image_prompt, tokenize
+from datagen.pam.semantic_perceiver import _space_to_depth
 from datagen.scenes.check import stated
 
 
@@ -109,3 +110,13 @@ def test_a_frame_that_does_not_show_the_object_asks_for_no_box(task):
     seen = float(torch.tensor(2.0).log())  # a logit of 0 knows nothing
     assert task._guide(tokens, image, asked)[0].item() == pytest.approx(seen + error[0], rel=1e-5)
     assert task._guide(tokens, image, others)[0].item() == pytest.approx(seen + sum(error) / 2, rel=1e-5)
+
+
+def test_cells_lie_where_the_image_tokens_are():
+    corner = torch.zeros(1, 1, 32, 32)
+    corner[:, :, :8, 16:] = 1  # the top quarter of the right half
+    covered = torch.nn.functional.adaptive_avg_pool2d(corner, 8).movedim(1, -1)
+    tokens = _space_to_depth(covered, 2)  # (1, 16, 4), as the perceiver orders them
+    logits = 40 * tokens.mean(-1, keepdim=True) - 20
+    assert _cell_loss(logits, corner[:, :1]).item() == pytest.approx(0, abs=1e-3)
+    assert _cell_loss(logits, corner.transpose(2, 3)).item() > 1
