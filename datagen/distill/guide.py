@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from datagen.distill.corpus import Box, Corpus
-from datagen.distill.words import Words, words_loss, words_right
+from datagen.distill.words import Words, mean_where, words_loss, words_right
 
 _WORDS, _NEAR_WORDS, _CELLS = 0.1, 0.05, 0.5  # sums over words and cells are larger than one over the sides of a box
 
@@ -92,7 +92,11 @@ class Guide(nn.Module):
         read = {name: layer(features) for name, layer in self.layers.items()}
         seen, near = asked.seen.to(features.device), asked.near.to(features.device)
         total = F.binary_cross_entropy_with_logits(read["seen"][:, 0], seen)
-        total = total + _mean(_box_error(read["box"], asked.boxes), seen) + _mean(_box_error(read["near_box"], asked.near_boxes), near)
+        total = (
+            total
+            + mean_where(_box_error(read["box"], asked.boxes), seen)
+            + mean_where(_box_error(read["near_box"], asked.near_boxes), near)
+        )
         if asked.masks is not None:
             total = total + _CELLS * _cell_loss(self.cells(_alike(image)), asked.masks.to(features.device))
         report: dict[str, float] = {}
@@ -100,8 +104,8 @@ class Guide(nn.Module):
             words = words.to(features.device)
             some = words.any(1).float()
             if some.any():
-                total = total + weight * _mean(words_loss(read[name], words), some)
-                report[f"{name}_right"] = float(_mean(words_right(read[name].detach(), words), some))
+                total = total + weight * mean_where(words_loss(read[name], words), some)
+                report[f"{name}_right"] = float(mean_where(words_right(read[name].detach(), words), some))
         return total, {"guide": float(total.detach())} | report
 
 
@@ -132,8 +136,3 @@ def _cell_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 def _box_error(logits: Tensor, boxes: Tensor) -> Tensor:
     return (logits.sigmoid() - boxes.to(logits.device)).abs().sum(1)
-
-
-def _mean(values: Tensor, where: Tensor) -> Tensor:
-    total: Tensor = (values * where).sum() / where.sum().clamp(min=1)
-    return total

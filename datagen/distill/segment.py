@@ -21,7 +21,7 @@ from datagen.distill.config import SegmentStage
 from datagen.distill.corpus import Corpus
 from datagen.distill.prompts import BOX_LABELS, POINT_LABELS, Seed, inside_point
 from datagen.distill.student import Student
-from datagen.distill.words import Words, pooled, words_loss, words_right
+from datagen.distill.words import Words, mean_where, pooled, words_loss, words_right
 from datagen.pam.front_end import Decoded
 
 _BOX_JITTER = 0.04  # of the box's sides
@@ -132,7 +132,7 @@ class SegmentTask:
         each, iou = mask_losses(decoded.logits, masks)
         share, three = self.stage.best_of_three, each[:, 1:]
         of_three = share * three.min(dim=1).values + (1 - share) * three.mean(dim=1)
-        mask = ((each[:, 0] + of_three) * present).sum() / present.sum().clamp(min=1)
+        mask = mean_where(each[:, 0] + of_three, present)
         predicted = (decoded.predicted_iou - iou * present[:, None]).abs().mean()
         score = F.binary_cross_entropy_with_logits(decoded.object_score, present)
         named, right = self._named(features.embed[batch.image.to(device)], decoded, masks, words, present)
@@ -163,8 +163,7 @@ class SegmentTask:
         logits = self.head.get_submodule("cell")(decoded.image_embed.movedim(1, -1))[..., 0]
         of_cells = F.binary_cross_entropy_with_logits(logits, cells[:, 0], reduction="none").sum((1, 2)) / cells.sum((1, 2, 3)).clamp(min=1)
         boxes = (self.head.get_submodule("box")(decoded.tokens[:, 0]).sigmoid() - _boxes(masks)).abs().sum(1)
-        total: Tensor = ((of_cells + 5 * boxes) * present).sum() / present.sum().clamp(min=1)
-        return total
+        return mean_where(of_cells + 5 * boxes, present)
 
     def _named(self, encoded: Tensor, decoded: Decoded, masks: Tensor, words: Tensor, present: Tensor) -> tuple[Tensor, float]:
         """Loss of the words read off the features under the mask, before and after the decoder, and off the mask token; share of objects
@@ -176,9 +175,9 @@ class SegmentTask:
         sources = {"encoder": pooled(encoded, masks), "image": pooled(decoded.image_embed, masks), "token": decoded.tokens[:, 0]}
         for name, feature in sources.items():
             logits = self.head.get_submodule(name)(feature)
-            total = total + (words_loss(logits, words) * present).sum() / present.sum().clamp(min=1)
+            total = total + mean_where(words_loss(logits, words), present)
             right = words_right(logits, words)
-        return total / len(sources), float((right * present).sum() / present.sum().clamp(min=1))
+        return total / len(sources), float(mean_where(right, present))
 
 
 def _boxes(masks: Tensor) -> Tensor:

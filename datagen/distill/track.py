@@ -20,6 +20,7 @@ from datagen.distill.config import TrackStage
 from datagen.distill.prompts import BOX_LABELS, POINT_LABELS, Seed, inside_point
 from datagen.distill.segment import mask_losses
 from datagen.distill.student import Student
+from datagen.distill.words import mean_where
 from datagen.errors import SourceError
 from datagen.pam.tracker import FrameFeatures, MemoryBank, StepOutput, Tracker, TrackPrompts
 
@@ -98,7 +99,7 @@ class TrackTask:
             masks = batch.masks[index].to(step.logits.device)
             present = (masks > 0.5).flatten(1).any(1).float()
             each, iou = mask_losses(step.decoded.logits[:, :1], masks)
-            mask = (each[:, 0] * present).sum() / present.sum().clamp(min=1)
+            mask = mean_where(each[:, 0], present)
             score = F.binary_cross_entropy_with_logits(step.decoded.object_score, present)
             predicted = (step.decoded.predicted_iou[:, 0] - iou[:, 0] * present).abs().mean()
             losses.append(mask + score + predicted)

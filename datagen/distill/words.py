@@ -58,3 +58,9 @@ def pooled(features: Tensor, masks: Tensor) -> Tensor:
     """(R, C) mean of features (R, C, G, G) under masks (R, M, M), shares of cells covered."""
     weights = F.adaptive_avg_pool2d(masks[:, None], features.shape[-1])
     return (features * weights).sum((2, 3)) / weights.sum((2, 3)).clamp(min=1e-3)
+
+
+def mean_where(values: Tensor, where: Tensor) -> Tensor:
+    """Mean of values (N) over those that `where` (N) marks with 1; 0 when it marks none."""
+    total: Tensor = (values * where).sum() / where.sum().clamp(min=1)
+    return total
