@@ -94,7 +94,10 @@ class DescribeStage(StageOptions):
         "token soon looks at one cell of the picture and nowhere else, and learns no more where to look",
     )
     guide_weight: float = Field(
-        1.0, ge=0, description="weight of reading box and words of the region, and of the one nearest to it, off the perceiver's tokens"
+        1.0,
+        ge=0,
+        description="weight of reading box and words of the region, and of the one nearest to it, off the perceiver's tokens; "
+        "what reads them is new in every stage, and is followed only after warmup_steps",
     )
     clip_share: Fraction = Field(0.0, description="share of steps on tracks of clips instead of regions of images")
     tasks: tuple[Task, ...] = ("label", "definition", "caption", "description")

@@ -51,13 +51,15 @@ class Answer:
 @dataclass(slots=True)
 class DescribeBatch:
     """image_side: (B, d, G, G) of regions, or (B, 16, d, G, G) of tracks in the frames that the language model sees. tokens: (B, 2, d)
-    or (B, 16, 2, d). answers: those of each region or track. asked: of each region, or of each track's frames in turn.
+    or (B, 16, 2, d). answers: those of each region or track. asked: what the guide asks of each region, or of each track's frames in turn;
+    None without a guide. is_led: whether the student follows it; in the stage's warm-up it only learns to read, itself.
     """
 
     image_side: Tensor
     tokens: Tensor
     answers: list[list[Answer]]
-    asked: Asked
+    asked: Asked | None
+    is_led: bool = True
 
     @property
     def is_clip(self) -> bool:
@@ -112,9 +114,10 @@ class DescribeTask:
     def batch(self, step: int) -> DescribeBatch:
         """The batch of one step: a function of seed and step alone."""
         rng = np.random.default_rng([*self.seed, step])
-        if self.tracks is not None and rng.random() < self.stage.clip_share:
-            return self._track_batch(rng)
-        return self._region_batch(rng)
+        of_tracks = self.tracks is not None and rng.random() < self.stage.clip_share
+        batch = self._track_batch(rng) if of_tracks else self._region_batch(rng)
+        batch.is_led = step >= self.stage.warmup_steps
+        return batch
 
     def _region_batch(self, rng: np.random.Generator) -> DescribeBatch:
         if self.regions is None:
@@ -127,9 +130,8 @@ class DescribeTask:
             keys = self._asked[index]
             numbers = rng.choice(len(keys), size=min(self.stage.tasks_per_region, len(keys)), replace=False)
             answers.append([self._answer(corpus.regions[index], keys[number]) for number in numbers])
-        return DescribeBatch(
-            _tensor(image_side[chosen, kinds]), _tensor(tokens[chosen, kinds]), answers, self._guide.of_regions(chosen.tolist())
-        )
+        asked = self._guide.of_regions(chosen.tolist()) if self.stage.guide_weight else None
+        return DescribeBatch(_tensor(image_side[chosen, kinds]), _tensor(tokens[chosen, kinds]), answers, asked)
 
     def _track_batch(self, rng: np.random.Generator) -> DescribeBatch:
         if self.tracks is None:
@@ -138,11 +140,12 @@ class DescribeTask:
         chosen = [self._told[number] for number in rng.integers(0, len(self._told), max(self.stage.batch_size // 4, 1))]
         frames = np.stack([_frames(told) for _, told in chosen])
         rows = frames + np.asarray([[track.masks.start] for track, _ in chosen])
-        seen = [track.boxes[frame] for (track, _), of_track in zip(chosen, frames, strict=True) for frame in of_track]
+        boxes = [track.boxes[frame] for (track, _), of_track in zip(chosen, frames, strict=True) for frame in of_track]
+        asked = self._guide.of_frames(boxes) if self.stage.guide_weight else None
         answers = [
             [self._event(track, told, language) for language in self.stage.languages if language in told.texts] for track, told in chosen
         ]
-        return DescribeBatch(_tensor(image_side[rows]), _tensor(tokens[rows]), answers, self._guide.of_frames(seen))
+        return DescribeBatch(_tensor(image_side[rows]), _tensor(tokens[rows]), answers, asked)
 
     def _answer(self, region: RegionData, key: Key) -> Answer:
         teacher = self._teachers.get("regions")
@@ -176,7 +179,9 @@ class DescribeTask:
         right = (logits.argmax(-1) == targets[learned]).cpu()
         report = {"next_token": float(each.detach().mean()), "tokens_right": float(right.float().mean())}
         each, distance = self._distilled(each, logits, [answer for of_row in batch.answers for answer in of_row])
-        guided, found = self._guide(semantic, image, batch.asked) if self.stage.guide_weight else (0.0, {})
+        if not batch.is_led:
+            semantic, image = semantic.detach(), image.detach()
+        guided, found = (0.0, {}) if batch.asked is None else self._guide(semantic, image, batch.asked)
         loss = each.mean() + self.stage.guide_weight * guided
         return loss, {"loss": float(loss.detach())} | report | distance | found | _exact(right.tolist(), batch.answers)
 

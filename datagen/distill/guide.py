@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from datagen.distill.corpus import Box, Corpus
+from datagen.distill.segment import cell_loss
 from datagen.distill.words import Words, mean_where, words_loss, words_right
 
 _WORDS, _NEAR_WORDS, _CELLS = 0.1, 0.05, 0.5  # sums over words and cells are larger than one over the sides of a box
@@ -98,7 +99,8 @@ class Guide(nn.Module):
             + mean_where(_box_error(read["near_box"], asked.near_boxes), near)
         )
         if asked.masks is not None:
-            total = total + _CELLS * _cell_loss(self.cells(_alike(image)), asked.masks.to(features.device))
+            cells = as_square(self.cells(_alike(image)))
+            total = total + _CELLS * cell_loss(cells, asked.masks.to(features.device)).sum(1).mean()
         report: dict[str, float] = {}
         for name, words, weight in (("words", asked.words, _WORDS), ("near_words", asked.near_words, _NEAR_WORDS)):
             words = words.to(features.device)
@@ -122,16 +124,14 @@ def nearest(corpus: Corpus) -> NDArray[np.int64]:
     return found
 
 
+def as_square(values: Tensor) -> Tensor:
+    """(N, K, G, G) the values (N, T, K) of image tokens, which run down the columns of the picture."""
+    side = round(values.shape[1] ** 0.5)
+    return values.transpose(1, 2).unflatten(2, (side, side)).transpose(2, 3)
+
+
 def _alike(tokens: Tensor) -> Tensor:
     return F.rms_norm(tokens.float(), tokens.shape[-1:])
-
-
-def _cell_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """How far the cells are from those that the masks cover. logits: (N, T, K), T running down the columns. masks: (N, K, M, M)."""
-    side = round(logits.shape[1] ** 0.5)
-    cells = F.adaptive_avg_pool2d(masks, side).transpose(2, 3).flatten(2)
-    each = F.binary_cross_entropy_with_logits(logits.transpose(1, 2), cells, reduction="none").sum(2) / cells.sum(2).clamp(min=1)
-    return each.sum(1).mean()
 
 
 def _box_error(logits: Tensor, boxes: Tensor) -> Tensor:

@@ -159,11 +159,9 @@ class SegmentTask:
 
         The mask itself is a product of both sides, so either can only learn to follow the prompt once the other does.
         """
-        cells = F.adaptive_avg_pool2d(masks[:, None], decoded.image_embed.shape[-1])
-        logits = self.head.get_submodule("cell")(decoded.image_embed.movedim(1, -1))[..., 0]
-        of_cells = F.binary_cross_entropy_with_logits(logits, cells[:, 0], reduction="none").sum((1, 2)) / cells.sum((1, 2, 3)).clamp(min=1)
+        cells = self.head.get_submodule("cell")(decoded.image_embed.movedim(1, -1)).movedim(-1, 1)
         boxes = (self.head.get_submodule("box")(decoded.tokens[:, 0]).sigmoid() - _boxes(masks)).abs().sum(1)
-        return mean_where(of_cells + 5 * boxes, present)
+        return mean_where(cell_loss(cells, masks[:, None])[:, 0] + 5 * boxes, present)
 
     def _named(self, encoded: Tensor, decoded: Decoded, masks: Tensor, words: Tensor, present: Tensor) -> tuple[Tensor, float]:
         """Loss of the words read off the features under the mask, before and after the decoder, and off the mask token; share of objects
@@ -188,6 +186,13 @@ def _boxes(masks: Tensor) -> Tensor:
         there = (masks > 0.5).any(dim=3 - axis).float()
         ends.append((there.argmax(1) / side, there.any(1) * (side - there.flip(1).argmax(1)) / side))
     return torch.stack([ends[0][0], ends[1][0], ends[0][1], ends[1][1]], dim=1)
+
+
+def cell_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """(P, K) how far the cells are from those that the masks cover, per covered cell. logits: (P, K, G, G). masks: (P, K, M, M) shares."""
+    cells = F.adaptive_avg_pool2d(masks, logits.shape[-1])
+    each = F.binary_cross_entropy_with_logits(logits, cells, reduction="none")
+    return each.sum((2, 3)) / cells.sum((2, 3)).clamp(min=1)
 
 
 def mask_losses(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

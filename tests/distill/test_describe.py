@@ -1,5 +1,7 @@
 """The describe stage trains on exactly what the describe step will ask."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,10 @@ from distill_student import STUDENT
 from datagen.distill.config import DescribeStage, StudentOptions
 from datagen.distill.corpus import load_corpus
 from datagen.distill.describe import DescribeTask
-from datagen.distill.guide import Guide, _cell_loss
+from datagen.distill.guide import Guide, as_square
+from datagen.distill.segment import cell_loss
 from datagen.distill.student import new_student
+from datagen.distill.tasks import trainable
 from datagen.distill.words import Words
 from datagen.pam.prompts import image_prompt, tokenize
 from datagen.pam.semantic_perceiver import _space_to_depth
@@ -112,11 +116,23 @@ def test_a_frame_that_does_not_show_the_object_asks_for_no_box(task):
     assert task._guide(tokens, image, others)[0].item() == pytest.approx(seen + sum(error) / 2, rel=1e-5)
 
 
+def test_a_new_guide_learns_to_read_before_anybody_follows_it(task):
+    trainable(task)
+    tokens = task.student.perceiver.sem_tokens.weight
+    for step, is_led in ((task.stage.warmup_steps - 1, False), (task.stage.warmup_steps, True)):
+        batch = task.batch(step)
+        guided, alone = (torch.autograd.grad(task.loss(each)[0], tokens)[0] for each in (batch, replace(batch, asked=None)))
+        assert torch.equal(guided, alone) != is_led
+        (reads,) = torch.autograd.grad(task.loss(batch)[0], task._guide.layers["box"].weight)
+        assert reads.any()
+    task.student.eval()
+
+
 def test_cells_lie_where_the_image_tokens_are():
     corner = torch.zeros(1, 1, 32, 32)
     corner[:, :, :8, 16:] = 1  # the top quarter of the right half
     covered = torch.nn.functional.adaptive_avg_pool2d(corner, 8).movedim(1, -1)
     tokens = _space_to_depth(covered, 2)  # (1, 16, 4), as the perceiver orders them
     logits = 40 * tokens.mean(-1, keepdim=True) - 20
-    assert _cell_loss(logits, corner[:, :1]).item() == pytest.approx(0, abs=1e-3)
-    assert _cell_loss(logits, corner.transpose(2, 3)).item() > 1
+    assert cell_loss(as_square(logits), corner).item() == pytest.approx(0, abs=1e-3)
+    assert cell_loss(as_square(logits), corner.transpose(2, 3)).item() > 1
