@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from datagen.evaluate import evaluate
 from datagen.job import ModelOptions, load_job
 from datagen.pam.checkpoint import checkpoint_folder
 from datagen.run import run_job
+from datagen.scenes.check import right_attributes
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "samples"
@@ -23,23 +25,34 @@ def found(tmp_path: Path, kind: str) -> dict:
     return evaluate(str(tmp_path / kind), str(SAMPLES))
 
 
+def regions(dataset: Path) -> list[dict]:
+    return pq.read_table(dataset / "regions").to_pylist()
+
+
 def test_it_is_small_and_whole() -> None:
     folder = checkpoint_folder(ModelOptions(checkpoint="tiny-shapes"))
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 20_000_000
     assert "apache-2.0" in (folder / "README.md").read_text()
 
 
-def test_boxes_become_masks_and_names(tmp_path: Path) -> None:
+def test_boxes_become_masks_and_texts(tmp_path: Path) -> None:
     report = found(tmp_path, "box")
     assert report["masks"]["mean_iou"] > 0.9
     exact = {column: scores["exact_match"] for column, scores in report["texts"].items()}
     assert min(exact[f"{task}_{language}"] for task in ("label", "definition") for language in ("en", "zh")) > 0.9, exact
     assert min(exact["caption_en"], exact["caption_zh"]) > 0.85, exact
+    told = {(row["asset_id"], row["region_index"]): row for row in regions(tmp_path / "box")}
+    for language in ("en", "zh"):
+        column = f"description_{language}"
+        counts = [right_attributes(told[row["asset_id"], row["region_index"]][column], row[column], language) for row in regions(SAMPLES)]
+        assert sum(right for right, _ in counts) > 0.8 * sum(asked for _, asked in counts)
 
 
 def test_everything_is_found(tmp_path: Path) -> None:
     assert found(tmp_path, "everything")["masks"]["recall_75"] > 0.85
 
 
-def test_objects_of_clips_are_followed(tmp_path: Path) -> None:
-    assert found(tmp_path, "clips")["clips"]["mean_j"] > 0.8
+def test_objects_of_clips_are_followed_and_told_of(tmp_path: Path) -> None:
+    clips = found(tmp_path, "clips")["clips"]
+    assert clips["mean_j"] > 0.8
+    assert clips["texts"]["caption_en"]["exact_match"] >= 0.5  # of six objects
