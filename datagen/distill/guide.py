@@ -127,7 +127,7 @@ def nearest(corpus: Corpus) -> NDArray[np.int64]:
 def as_square(values: Tensor) -> Tensor:
     """(N, K, G, G) the values (N, T, K) of image tokens, which run down the columns of the picture."""
     side = round(values.shape[1] ** 0.5)
-    return values.transpose(1, 2).unflatten(2, (side, side)).transpose(2, 3)
+    return values.transpose(1, 2).reshape(len(values), -1, side, side).transpose(2, 3)
 
 
 def _alike(tokens: Tensor) -> Tensor:
