@@ -13,13 +13,11 @@ import json
 import tempfile
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from datagen.evaluate import evaluate
 from datagen.job import load_job
 from datagen.run import run_job
 from datagen.scenes import write_scenes
-from datagen.scenes.check import right_attributes
+from datagen.scenes.check import attributes_right
 
 JOB = Path(__file__).resolve().parents[1] / "examples" / "tiny-shapes" / "job.yaml"
 TRAINING_SEED = 1  # of examples/tiny-shapes/README.md
@@ -69,8 +67,8 @@ def measure(checkpoint: str, folder: Path, num_images: int, num_clips: int, seed
         "box: label exact match, en": texts["label_en"]["exact_match"],
         "box: label exact match, zh": texts["label_zh"]["exact_match"],
         "box: caption exact match, en": texts["caption_en"]["exact_match"],
-        "box: description attributes right, en": attributes(folder / "box", truth, "en"),
-        "box: description attributes right, zh": attributes(folder / "box", truth, "zh"),
+        "box: description attributes right, en": attributes_right(folder / "box", truth, "en"),
+        "box: description attributes right, zh": attributes_right(folder / "box", truth, "zh"),
         "clips: mean J": reports["clips"]["clips"]["mean_j"],
         "clips: event text exact match, en": reports["clips"]["clips"]["texts"]["caption_en"]["exact_match"],
     }
@@ -82,19 +80,6 @@ def run(checkpoint: str, truth: Path, output: Path, kind: str) -> dict:
     values = {"source.input": str(truth / f"manifest-{kind}.jsonl"), "output": str(output), "model.checkpoint": checkpoint, **texts}
     run_job(load_job(JOB, values=values))
     return evaluate(str(output), str(truth))
-
-
-def attributes(found: Path, truth: Path, language: str) -> float:
-    """Share of stated attributes that are true, over all descriptions; a missing description has none right."""
-    said, true = (descriptions(folder, language) for folder in (found, truth))
-    counts = [right_attributes(said.get(key, ""), text, language) for key, text in true.items()]
-    return sum(right for right, _ in counts) / sum(asked for _, asked in counts)
-
-
-def descriptions(folder: Path, language: str) -> dict[tuple[str, int], str]:
-    column = f"description_{language}"
-    rows = pq.read_table(folder / "regions", columns=["asset_id", "region_index", column]).to_pylist()
-    return {(row["asset_id"], row["region_index"]): row[column] or "" for row in rows}
 
 
 if __name__ == "__main__":

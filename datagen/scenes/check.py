@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
 
 from datagen.scenes.words import COLORS, PLACES, SHAPES, SIDES, SIZES
 
@@ -48,3 +51,16 @@ def right_attributes(description: str, truth: str, language: str) -> tuple[int, 
     said, true = stated(description, language), stated(truth, language)
     asked = said.keys() | true.keys()
     return sum(said.get(name) == true.get(name) for name in asked), len(asked)
+
+
+def attributes_right(found: Path, truth: Path, language: str) -> float:
+    """Share of the attributes of all descriptions of `truth` that are right in `found`, datasets both; a missing one has none right."""
+    said, true = (_descriptions(folder, language) for folder in (found, truth))
+    counts = [right_attributes(said.get(key, ""), text, language) for key, text in true.items()]
+    return sum(right for right, _ in counts) / sum(asked for _, asked in counts)
+
+
+def _descriptions(folder: Path, language: str) -> dict[tuple[str, int], str]:
+    column = f"description_{language}"
+    rows = pq.read_table(folder / "regions", columns=["asset_id", "region_index", column]).to_pylist()
+    return {(row["asset_id"], row["region_index"]): row[column] or "" for row in rows}
