@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
+from datagen.records import LANGUAGES
+from datagen.scenes.compose import side_of
 from datagen.scenes.words import COLORS, PLACES, SHAPES, SIDES, SIZES
 
 
@@ -46,21 +51,52 @@ def stated(description: str, language: str) -> dict[str, str]:
     return found
 
 
-def right_attributes(description: str, truth: str, language: str) -> tuple[int, int]:
-    """(how many attributes of a description are right, how many count): all that either of the two states."""
+def right_attributes(description: str, truth: str, language: str, sides: Mapping[str, str] | None = None) -> tuple[int, int]:
+    """(how many attributes of a description are right, how many count): all that either of the two states.
+
+    sides: label of every other shape of the picture -> the side of it that the described one is on. With them a relation is right that
+    holds, whichever of them it names; without, only the one that the truth tells.
+    """
     said, true = stated(description, language), stated(truth, language)
+    if sides and said.get("neighbour") in sides:
+        true |= {"neighbour": said["neighbour"], "side": sides[said["neighbour"]]}
     asked = said.keys() | true.keys()
     return sum(said.get(name) == true.get(name) for name in asked), len(asked)
 
 
-def attributes_right(found: Path, truth: Path, language: str) -> float:
-    """Share of the attributes of all descriptions of `truth` that are right in `found`, datasets both; a missing one has none right."""
-    said, true = (_descriptions(folder, language) for folder in (found, truth))
-    counts = [right_attributes(said.get(key, ""), text, language) for key, text in true.items()]
+def attributes_right(found: Path, truth: Path, language: str, *, any_neighbour: bool = False) -> float:
+    """Share of the attributes of all descriptions of `truth` that are right in `found`, datasets both; a missing one has none right.
+
+    any_neighbour: whether a description may name another shape than the nearest, if it is on the side that it says; sides are those of
+    the centres of the boxes around what is seen.
+    """
+    column = f"description_{language}"
+    said = {_key(row): row[column] or "" for row in _regions(found, [column])}
+    counts = []
+    for _, rows in groupby(_regions(truth, [column, f"label_{language}", "box_xyxy"]), lambda row: row["asset_id"]):
+        picture = list(rows)
+        for row in picture:
+            sides = _sides(row, picture, language) if any_neighbour else None
+            counts.append(right_attributes(said.get(_key(row), ""), row[column], language, sides))
     return sum(right for right, _ in counts) / sum(asked for _, asked in counts)
 
 
-def _descriptions(folder: Path, language: str) -> dict[tuple[str, int], str]:
-    column = f"description_{language}"
-    rows = pq.read_table(folder / "regions", columns=["asset_id", "region_index", column]).to_pylist()
-    return {(row["asset_id"], row["region_index"]): row[column] or "" for row in rows}
+def _sides(row: dict[str, Any], picture: Iterable[dict[str, Any]], language: str) -> dict[str, str]:
+    """Label of every other shape of the picture -> the words for the side of it that a shape is on."""
+    words = LANGUAGES.index(language)
+    others = (other for other in picture if other is not row)
+    return {other[f"label_{language}"]: SIDES[side_of(_center(row), _center(other))][words] for other in others}
+
+
+def _center(row: dict[str, Any]) -> tuple[float, float]:
+    left, top, right, bottom = row["box_xyxy"]
+    return (left + right) / 2, (top + bottom) / 2
+
+
+def _key(row: dict[str, Any]) -> tuple[str, int]:
+    return row["asset_id"], row["region_index"]
+
+
+def _regions(folder: Path, columns: list[str]) -> list[dict[str, Any]]:
+    """Rows of `regions`, those of a picture one after another."""
+    return sorted(pq.read_table(folder / "regions", columns=["asset_id", "region_index", *columns]).to_pylist(), key=_key)

@@ -65,9 +65,13 @@ def neighbour_of(shapes: Sequence[Shape], index: int) -> tuple[str, Texts] | Non
         return None
     shape = shapes[index]
     nearest = min(others, key=lambda other: math.dist(shape.center, other.center))
-    dx, dy = shape.center[0] - nearest.center[0], shape.center[1] - nearest.center[1]
-    side = ("left" if dx < 0 else "right") if abs(dx) >= abs(dy) else ("above" if dy < 0 else "below")
-    return side, nearest.label
+    return side_of(shape.center, nearest.center), nearest.label
+
+
+def side_of(center: tuple[float, float], other: tuple[float, float]) -> str:
+    """Where a point (x, y) lies as seen from the other, a key of words.SIDES: along the axis on which they are further apart."""
+    dx, dy = center[0] - other[0], center[1] - other[1]
+    return ("left" if dx < 0 else "right") if abs(dx) >= abs(dy) else ("above" if dy < 0 else "below")
 
 
 def place_shape(

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from datagen.scenes import random_clip, random_scene, render, render_clip, scene_seed
-from datagen.scenes.check import right_attributes, stated
+from datagen.scenes import random_clip, random_scene, render, render_clip, scene_seed, write_scenes
+from datagen.scenes.check import attributes_right, right_attributes, stated
 from datagen.scenes.compose import neighbour_of, place_of, texts_of
 from datagen.scenes.draw import full_area
 from datagen.scenes.words import ACTIONS, COLORS, PLACES, SHAPES, SIDES, SIZES
@@ -105,6 +105,17 @@ def test_wrong_attributes_are_counted_one_by_one():
     assert right_attributes("A large red ring at the top left. It is left of a blue star.", truth, "en") == (4, 6)
     assert right_attributes("A small red circle at the top left. It is partly hidden. It is left of a blue star.", truth, "en") == (6, 7)
     assert right_attributes("nonsense", truth, "en") == (0, 6)
+
+
+def test_a_relation_may_be_that_to_any_shape_of_the_picture_if_so_asked(tmp_path):
+    truth, sides = "A small red circle at the top left. It is left of a blue star.", {"blue star": "left of", "red ring": "above"}
+    for relation, right in (("above a red ring", 6), ("below a red ring", 5), ("left of a green ring", 5), ("left of a blue star", 6)):
+        said = f"A small red circle at the top left. It is {relation}."
+        assert right_attributes(said, truth, "en", sides) == (right, 6)
+    write_scenes(tmp_path, num_images=8, seed=9)
+    for language in ("en", "zh"):
+        assert attributes_right(tmp_path, tmp_path, language) == 1
+        assert attributes_right(tmp_path, tmp_path, language, any_neighbour=True) > 0.95  # where most of a shape is hidden, sides differ
 
 
 def test_place_and_side_at_their_borders():
