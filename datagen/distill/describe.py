@@ -107,10 +107,6 @@ class DescribeTask:
         """The parts that are trained."""
         yield from (self.student.perceiver, self.student.projector, self.student.llm)
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Nothing further."""
-        return iter(())
-
     def batch(self, step: int) -> DescribeBatch:
         """The batch of one step: a function of seed and step alone."""
         rng = np.random.default_rng([*self.seed, step])

@@ -53,10 +53,6 @@ class EncodeTask:
         """The parts that are trained."""
         yield from (self.student.segmenter.get_submodule("image_encoder"), *self._narrowing)
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Trained parameters that belong to no module as a whole."""
-        yield from ()
-
     def batch(self, step: int) -> EncodeBatch:
         """The batch of one step: a function of seed and step alone."""
         rng = np.random.default_rng([*self.seed, step])

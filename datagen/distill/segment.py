@@ -59,11 +59,7 @@ class SegmentTask:
         """The parts that are trained."""
         segmenter: Any = self.student.segmenter
         yield from (segmenter.image_encoder, segmenter.sam_prompt_encoder, segmenter.sam_mask_decoder)
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Trained parameters that belong to no module as a whole."""
-        segmenter: Any = self.student.segmenter
-        yield segmenter.no_mem_embed
+        yield nn.ParameterList([segmenter.no_mem_embed])
 
     def batch(self, step: int) -> SegmentBatch:
         """The batch of one step: a function of seed and step alone."""

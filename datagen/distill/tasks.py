@@ -31,10 +31,7 @@ class Task(Protocol):
     rates: dict[nn.Module, float]
 
     def modules(self) -> Iterator[nn.Module]:
-        """The student's parts that are trained."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Trained parameters that belong to no module as a whole."""
+        """The student's parts that are trained; parameters that belong to no part as a whole, as an nn.ParameterList."""
 
     def batch(self, step: int) -> Any:
         """The batch of one step: a function of seed and step alone."""
@@ -118,7 +115,8 @@ def trainable(task: Task) -> list[nn.Parameter]:
     modules = [module for module in task.modules() if task.rates.get(module, 1.0) > 0]
     for module in modules:
         module.train()
-    for weight in (*(p for module in (*modules, task.head) for p in module.parameters()), *task.parameters()):
-        weight.requires_grad = True
-        weights[id(weight)] = weight
+    for module in (*modules, task.head):
+        for weight in module.parameters():
+            weight.requires_grad = True
+            weights[id(weight)] = weight
     return list(weights.values())

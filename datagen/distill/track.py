@@ -61,12 +61,8 @@ class TrackTask:
         segmenter: Any = self.student.segmenter
         yield from (segmenter.memory_attention, segmenter.memory_encoder, segmenter.obj_ptr_proj, segmenter.obj_ptr_tpos_proj)
         yield segmenter.sam_mask_decoder
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Trained parameters that belong to no module as a whole."""
-        segmenter: Any = self.student.segmenter
         names = ("maskmem_tpos_enc", "no_mem_pos_enc", "no_obj_ptr", "no_obj_embed_spatial")
-        yield from (weight for name in names if (weight := getattr(segmenter, name, None)) is not None)
+        yield nn.ParameterList(weight for name in names if (weight := getattr(segmenter, name, None)) is not None)
 
     def batch(self, step: int) -> TrackBatch:
         """The batch of one step: a function of seed and step alone."""
