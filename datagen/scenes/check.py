@@ -55,7 +55,7 @@ def right_attributes(description: str, truth: str, language: str, sides: Mapping
     """(how many attributes of a description are right, how many count): all that either of the two states.
 
     sides: label of every other shape of the picture -> the side of it that the described one is on. With them a relation is right that
-    holds, whichever of them it names; without, only the one that the truth tells.
+    holds, whichever of them it names; without, or where it names none of them, name and side are held against those that the truth tells.
     """
     said, true = stated(description, language), stated(truth, language)
     if sides and said.get("neighbour") in sides:
