@@ -21,6 +21,9 @@ from datagen.job import S3Options
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
 
+# A shell script starts what it puts in the background with Ctrl-C ignored; tests, and the commands that they start, listen to it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture
 def datagen(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Datagen]:
