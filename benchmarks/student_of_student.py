@@ -1,7 +1,7 @@
 """Does a corpus teach? A trained checkpoint captions fresh scenes, a still smaller student learns from that corpus alone, and both are
 asked about scenes that neither has seen.
 
-    python benchmarks/student_of_student.py corpus/student [--images 3000] [--held-out 200] [--work corpus/smaller]
+    python benchmarks/student_of_student.py corpus/student [--images 8000] [--held-out 200] [--work corpus/smaller]
 
 Renders pictures; runs the job of examples/tiny-shapes on them with the teacher, with `describe.logprobs`; trains the student of
 examples/tiny-shapes/smaller.yaml from its rows by `datagen distill`, its last stage twice: from the texts alone, and from the token
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("teacher")
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--work", type=Path, default=Path("corpus/smaller"))
-    parser.add_argument("--images", type=int, default=3000, help="pictures that the teacher captions")
+    parser.add_argument("--images", type=int, default=8000, help="pictures that the teacher captions")
     parser.add_argument("--seed", type=int, default=3, help="of those pictures")
     parser.add_argument("--held-out", type=int, default=200, help="pictures that all are asked about")
     parser.add_argument("--held-out-seed", type=int, default=2)
