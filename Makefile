@@ -16,7 +16,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-video test test-engines test-rest soak test-fast lint format lock lock-gpu clean
+.PHONY: help setup demo demo-video test soak test-fast lint format lock lock-gpu clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,15 +44,9 @@ demo-video: setup  ## the same for the two clips in samples/
 	$(BIN)/datagen check $(OUTPUT)-video
 	$(BIN)/datagen stats $(OUTPUT)-video
 
-test: setup  ## the test suite: both halves at once
-	$(MAKE) --jobs 2 test-engines test-rest
-
-test-engines: setup  ## the tests that start Ray or vLLM
+test: setup  ## the test suite: first what needs neither Ray nor vLLM, two files at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not ray and not vllm and not soak"
 	$(BIN)/python -m pytest --durations=20 -m "(ray or vllm) and not soak"
-
-# Gives way to the other half, which is the longer one and waits for processes to be up in time.
-test-rest: setup  ## the tests that start neither, two files at a time
-	nice -n 10 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not ray and not vllm and not soak"
 
 soak: setup  ## minutes of SIGKILL of everything, ten thousand damaged files, and the rest of the golden segments
 	$(BIN)/python tests/chaos/soak.py --minutes $(MINUTES)
