@@ -107,6 +107,7 @@ def patiently(options: S3Options, where: str, request: Callable[[Any], _T], pati
     where: what is asked for, for messages. Raises FileNotFoundError, StorageError, and StorageUnavailableError when patience ends.
     """
     from botocore.exceptions import BotoCoreError, ClientError
+    from urllib3.exceptions import HTTPError
 
     def asked() -> _T:
         answer = request(client(options))
@@ -122,7 +123,8 @@ def patiently(options: S3Options, where: str, request: Callable[[Any], _T], pati
         patience = options.patience_s if patience_s is None else patience_s
         return patience if options in _answered else min(patience, _FIRST_PATIENCE_S)
 
-    return persist(asked, explained, (BotoCoreError, ClientError), limit_s)
+    # The body of a refused GetObject is read outside of what botocore guards: an answer that breaks off there is urllib3's own error.
+    return persist(asked, explained, (BotoCoreError, ClientError, HTTPError), limit_s)
 
 
 def persist(
@@ -147,8 +149,9 @@ def explain(error: Exception, where: str, options: S3Options) -> FileNotFoundErr
     if isinstance(response, dict):
         return _explain_answer(response, where)
     from botocore import exceptions as boto
+    from urllib3.exceptions import HTTPError
 
-    lost = (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, boto.ChecksumError, boto.FlexibleChecksumError)
+    lost = (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, boto.ChecksumError, boto.FlexibleChecksumError, HTTPError)
     if isinstance(error, boto.SSLError):
         return StorageError(f"{where}: the server's certificate is not accepted: {error}. See AWS_CA_BUNDLE.")
     if isinstance(error, lost):
