@@ -11,12 +11,13 @@ BIN    := $(VENV)/bin
 OUTPUT ?= corpus/demo
 # How long `make soak` kills drivers, workers and raylets.
 MINUTES ?= 30
+SOAK_TEST := tests/chaos/test_soak.py
 
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-video test soak test-fast lint format lock lock-gpu clean
+.PHONY: help setup demo demo-video test test-engines test-rest soak test-fast lint audit format lock lock-gpu clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,9 +45,18 @@ demo-video: setup  ## the same for the two clips in samples/
 	$(BIN)/datagen check $(OUTPUT)-video
 	$(BIN)/datagen stats $(OUTPUT)-video
 
-test: setup  ## the test suite: first what needs neither Ray nor vLLM, two files at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not ray and not vllm and not soak"
-	$(BIN)/python -m pytest --durations=20 -m "(ray or vllm) and not soak"
+test: setup  ## the test suite, in two halves at once
+	@echo "two halves at once, together some ten minutes on two cores; each prints when it is done"
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-engines test-rest
+
+# A Ray or a vLLM engine starts, waits and works for itself; the rest fills the gaps. Threads of several test workers on few cores wait
+# for each other far longer than one thread computes.
+test-engines: setup
+	$(BIN)/python -m pytest --durations=20 -m "(ray or vllm) and not soak" --ignore $(SOAK_TEST)
+
+test-rest: setup
+	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m pytest --durations=20 --numprocesses 2 --dist loadfile -m "not ray and not vllm and not soak"
+	$(BIN)/python -m pytest $(SOAK_TEST)
 
 soak: setup  ## minutes of SIGKILL of everything, ten thousand damaged files, and the rest of the golden segments
 	$(BIN)/python tests/chaos/soak.py --minutes $(MINUTES)
@@ -59,6 +69,10 @@ lint: setup  ## format check, lint, strict types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+audit: setup  ## known weaknesses of everything in the locks; asks PyPI
+	$(BIN)/python -m pip install --quiet "uv>=0.9"
+	$(BIN)/uv tool run "pip-audit>=2.10,<3" --disable-pip --no-deps --requirement requirements/cpu.lock --requirement requirements/gpu.lock
 
 format: setup  ## format and fix
 	$(BIN)/ruff format .

@@ -303,7 +303,7 @@ def _staged(plan: Plan, ledger: LedgerClient, dataset: Dataset, pool: Pool) -> I
     )
     try:
         for row in staged.iter_rows():
-            yield pickle.loads(row["staged"])
+            yield pickle.loads(row["staged"])  # noqa: S301 (from a write task of this run)
     except ray.exceptions.RayError as error:
         raise ledger.ask("fatal") or ClusterError(f"Ray gave up: {error}. Rerun the same command to resume.") from error
 

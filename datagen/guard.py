@@ -184,7 +184,7 @@ class Guarded:
         try:
             yield
         except EngineDiedError:
-            _become(samples, pickle.loads(kept, buffers=arrays))
+            _become(samples, pickle.loads(kept, buffers=arrays))  # noqa: S301 (dumped above)
             raise
 
     def _run(self, samples: list[Sample]) -> None:

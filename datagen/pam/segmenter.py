@@ -57,7 +57,8 @@ def build_segmenter(
     config: the name of a config in the sam2 package (`configs/sam2.1/sam2.1_hiera_l.yaml`), the path of a YAML or JSON file, or
     the mapping itself: the model node, or it under `model` or `resolved_model_config`. state_dict: official key names, any float
     dtype; None leaves the random initialisation (or no values at all, on the `meta` device).
-    Raises ModelLoadError for an unknown config, and for missing, unexpected or wrong-shaped weights, naming them.
+    Raises ModelLoadError for an unknown config, an image size that PAM cannot work at, and for missing, unexpected or wrong-shaped
+    weights, naming them.
     """
     node = model_config(config)
     if state_dict is None and torch.device(device).type != "meta":
@@ -151,6 +152,12 @@ def _targets(node: Any) -> Iterator[str]:
 
 
 def _instantiate(node: Mapping[str, Any]) -> SAM2Base:
+    size, cell = node.get("image_size", 512), 4 * node.get("backbone_stride", 16)  # SAM2Base's own defaults
+    if not isinstance(size, int) or size <= 0 or size % cell:
+        raise ModelLoadError(
+            f"image_size of the SAM 2 config is {size!r}; the perceiver merges four by four cells of the feature grid, "
+            f"so it must be a multiple of {cell} px, such as {2 * cell} or {3 * cell}"
+        )
     return instantiate(OmegaConf.create(dict(node)), _recursive_=True)
 
 

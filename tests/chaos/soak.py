@@ -135,13 +135,13 @@ class Round:
     raylets: Raylets | None
     tally: Tally
     clock: Clock
-    deadline: float
+    is_over: Callable[[], bool]
     rng: random.Random
 
     def fight(self) -> None:
-        """Kill drivers and what belongs to them until the corpus is done, the time is up, or LEGS drivers are dead; let it finish."""
+        """Kill drivers and what belongs to them until the corpus is done, the fight is over, or LEGS drivers are dead; let it finish."""
         for _ in range(LEGS):
-            if self._time_is_up():
+            if self.is_over():
                 break
             run = self._start()
             self._harass(run)
@@ -182,12 +182,12 @@ class Round:
             return
         done = self._num_parts()
         for _ in self.clock.waits(60):
-            if run.process.poll() is not None or self._time_is_up() or self._num_parts() > done:
+            if run.process.poll() is not None or self.is_over() or self._num_parts() > done:
                 break
         for _ in range(self.rng.randint(1, MOST_KILLS)):
             self.clock.sleep(self.rng.uniform(0.0, 0.8))
             for _ in self.clock.waits(10):
-                if run.process.poll() is not None or self._time_is_up() or self._kill_something(run):
+                if run.process.poll() is not None or self.is_over() or self._kill_something(run):
                     break
         self.clock.sleep(self.rng.uniform(0.0, 1.5))
 
@@ -245,9 +245,6 @@ class Round:
         store = open_store(self.output)
         return sum(len(list(store.list(table))) for table in ("assets", "clips"))
 
-    def _time_is_up(self) -> bool:
-        return self.clock.now() > self.deadline
-
 
 @contextmanager
 def bucket_server(rng: random.Random) -> Iterator[FaultyProxy]:
@@ -261,17 +258,17 @@ def bucket_server(rng: random.Random) -> Iterator[FaultyProxy]:
 class Soak:
     """Round after round on one set of raylets and one bucket server; `tally` has what came of them."""
 
-    def __init__(self, folder: Path, minutes: float, seed: int, proxy: FaultyProxy, raylets: Raylets) -> None:
+    def __init__(self, folder: Path, minutes: float, kills: int, seed: int, proxy: FaultyProxy, raylets: Raylets) -> None:
         self.tally = Tally(seed)
         self._folder, self._proxy, self._raylets = folder, proxy, raylets
         self._rng, self._clock = random.Random(seed), Clock()
         self._pool = Pool.make(folder / "in")
-        self._deadline = self._clock.now() + 60 * minutes
+        self._deadline, self._kills = self._clock.now() + 60 * minutes, kills
 
     def run(self, say: Callable[[str], None]) -> None:
-        """Until the time is up, the last round to its end, or until a promise is broken."""
+        """Until the time is up and enough was killed, the last round to its end, or until a promise is broken."""
         number = 0
-        while self._clock.now() < self._deadline and not self.tally.violations:
+        while not self._is_over() and not self.tally.violations:
             ray, place = TURNS[number % len(TURNS)]
             battle = self._next_round(f"round-{number}", ray, place, with_slow=number % 3 == 2)
             self.tally.rounds[f"{ray}/{place}"] += 1
@@ -286,6 +283,9 @@ class Soak:
             say(f"{self.tally.seconds:6.0f} s  round {number} ({ray}, {place}); kills so far: {_named(self.tally.kills)}")
             number += 1
         self.tally.proxy.update(self._proxy.done)
+
+    def _is_over(self) -> bool:
+        return self._clock.now() > self._deadline and self.tally.kills.total() >= self._kills
 
     def _next_round(self, name: str, ray: str, place: str, *, with_slow: bool) -> Round:
         corpus = self._pool.draw(name, IMAGES, VIDEOS, self._rng, with_slow=with_slow)
@@ -307,7 +307,7 @@ class Soak:
             raylets,
             self.tally,
             self._clock,
-            self._deadline,
+            self._is_over,
             random.Random(self._rng.random()),
         )
 
@@ -318,12 +318,12 @@ class Soak:
                 raise Broken(f"{battle.output} has unfinished multipart uploads")
 
 
-def soak(minutes: float, seed: int, say: Callable[[str], None] = lambda line: None) -> Tally:
-    """Fight for so many minutes, and longer to finish the last corpus. The folder is kept when a promise was broken."""
+def soak(minutes: float, kills: int, seed: int, say: Callable[[str], None] = lambda line: None) -> Tally:
+    """Fight for so many minutes and kills, and longer to finish the last corpus. The folder is kept when a promise was broken."""
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     os.environ |= {"DATAGEN_FAULTS": json.dumps(FAULTS), "DATAGEN_CACHE": str(folder / "cache")}
     with bucket_server(random.Random(seed + 1)) as proxy, Raylets() as raylets:
-        fight = Soak(folder, minutes, seed, proxy, raylets)
+        fight = Soak(folder, minutes, kills, seed, proxy, raylets)
         fight.run(say)
     if fight.tally.violations:
         fight.tally.folder = str(folder)
@@ -358,11 +358,12 @@ def _count_events(tally: Tally, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--kills", type=int, default=0, help="on a slow machine longer than that, until so much was killed")
     parser.add_argument("--seed", type=int, help="of corpora and kills; left out: by the time (what is hit depends on timing all the same)")
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     arguments = parser.parse_args()
     seed = time.time_ns() % 100_000 if arguments.seed is None else arguments.seed
-    tally = soak(arguments.minutes, seed, say=lambda line: print(line, file=sys.stderr, flush=True))
+    tally = soak(arguments.minutes, arguments.kills, seed, say=lambda line: print(line, file=sys.stderr, flush=True))
     print(json.dumps(vars(tally)) if arguments.json else tally.text())
     raise SystemExit(bool(tally.violations))
 

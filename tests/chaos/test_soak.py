@@ -17,7 +17,7 @@ SOAK = Path(__file__).parent / "soak.py"
 @pytest.mark.timeout(1500)
 def test_two_minutes_under_fire() -> None:
     # A process of its own: it starts a Ray of several raylets, and changes its environment.
-    run = subprocess.run([sys.executable, str(SOAK), "--minutes", "2", "--json"], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, str(SOAK), "--minutes", "2", "--kills", "4", "--json"], capture_output=True, text=True)
 
     assert run.returncode == 0, run.stdout + run.stderr[-4000:]
     report = json.loads(run.stdout)

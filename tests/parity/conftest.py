@@ -1,4 +1,4 @@
-"""Tracking the golden clips takes most of the time of the parity tests of videos, so each is tracked once for all of them."""
+"""What the parity tests share: the golden front end, and the golden clips, which take longest and are tracked once for all tests."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from datagen.pam.front_end import FrontEnd, load_front_end
 
 @pytest.fixture(scope="session")
 def front_end(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> FrontEnd:
+    """The golden checkpoint through the public door, SAM 2 from an official-style .pt."""
     arrays = np.load(golden / "sam2_tiny_state_dict.npz")
     weights = tmp_path_factory.mktemp("sam2") / "sam2_tiny.pt"
     torch.save({"model": {key: torch.from_numpy(arrays[key]).float() for key in arrays.files}}, weights)

@@ -26,6 +26,8 @@ from datagen.pam.llm import load_tokenizer
 from datagen.pam.projector import Projector, load_projector
 from datagen.records import Asset, Clip, Event, Sample, Track
 
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]  # all in the process of the engine: tracking the clips takes longest
+
 NUM_TOKENS = 16  # the reference's answers are this long; none of them has an end of turn in it
 
 
@@ -125,8 +127,6 @@ def test_greedy_tokens(clips, asked, step, name):
     check_greedy(step.engine, asked(name).requests["en"], clips[name])
 
 
-@pytest.mark.vllm
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_greedy_tokens_with_vllm(clips, asked, vllm_step, name):
     check_greedy(vllm_step.engine, asked(name).requests["en"], clips[name])
@@ -147,7 +147,6 @@ def test_a_clip_becomes_the_references_caption(clips, tracked, step):
 
 
 @pytest.mark.soak
-@pytest.mark.slow
 def test_a_stream_tells_itself_what_the_reference_tells_it(clips, tracked, step):
     names = ["stream_0", "stream_1", "stream_2"]
     sample = sample_of([tracked(name) for name in names])

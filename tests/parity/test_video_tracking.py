@@ -13,6 +13,8 @@ from datagen.masks import decode_mask
 from datagen.perceive.clips import handover_prompt
 from datagen.records import Track, TrackFrame
 
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]  # in the process of test_text_video.py, which asks about the same tracks
+
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
     assert found.shape == expected.shape
@@ -62,7 +64,6 @@ def check_tokens(track: Track, case: dict[str, Any], expected: dict[str, np.ndar
 
 
 @pytest.mark.soak
-@pytest.mark.slow
 def test_a_stream_hands_its_box_from_segment_to_segment_as_the_reference(golden, tracked):
     """Each segment was tracked from the golden box, which is exactly the one that this code finds at the end of the one before."""
     cases = read_cases(golden)

@@ -11,27 +11,12 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from datagen.job import ModelOptions
-from datagen.pam.checkpoint import resolve_model
-from datagen.pam.front_end import Decoded, FrontEnd, ImageFeatures, load_front_end
+from datagen.pam.front_end import Decoded, FrontEnd, ImageFeatures
 from datagen.perceive.prompts import encode_prompt
 from datagen.perceive.regions import image_masks
 from datagen.records import Prompt
 
-# Threads of several test workers on few cores wait for each other far longer than one thread computes.
-torch.set_num_threads(1)
-
 CASES = ["image_0_box", "image_0_points", "image_1_box", "image_1_points", "image_1_absent", "image_2_box", "image_2_points"]
-
-
-@pytest.fixture(scope="module")
-def front_end(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> FrontEnd:
-    """The golden checkpoint through the public door, SAM 2 from an official-style .pt."""
-    arrays = np.load(golden / "sam2_tiny_state_dict.npz")
-    weights = tmp_path_factory.mktemp("sam2") / "sam2_tiny.pt"
-    torch.save({"model": {key: torch.from_numpy(arrays[key]).float() for key in arrays.files}}, weights)
-    options = ModelOptions(checkpoint=str(golden / "pam_tiny"), sam2=str(weights), sam2_config=str(golden / "sam2_tiny_config.json"))
-    return load_front_end(resolve_model(options))
 
 
 @pytest.fixture(scope="module")

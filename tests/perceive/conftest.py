@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from datagen.job import ModelOptions
@@ -16,9 +15,6 @@ from datagen.records import Asset, Prompt, Sample
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZE = 256
-
-# Threads of several test workers on few cores wait for each other far longer than one thread computes.
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
