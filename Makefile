@@ -11,7 +11,6 @@ BIN    := $(VENV)/bin
 OUTPUT ?= corpus/demo
 # How long `make soak` kills drivers, workers and raylets.
 MINUTES ?= 30
-SOAK_TEST := tests/chaos/test_soak.py
 
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
@@ -49,14 +48,13 @@ test: setup  ## the test suite, in two halves at once
 	@echo "two halves at once, together some ten minutes on two cores; each prints when it is done"
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-engines test-rest
 
-# A Ray or a vLLM engine starts, waits and works for itself; the rest fills the gaps. Threads of several test workers on few cores wait
-# for each other far longer than one thread computes.
+# Threads of several test workers on few cores wait for each other far longer than one thread computes.
 test-engines: setup
-	$(BIN)/python -m pytest --durations=20 -m "(ray or vllm) and not soak" --ignore $(SOAK_TEST)
+	$(BIN)/python -m pytest --durations=20 -m "(ray or vllm) and not soak" --ignore tests/chaos
 
 test-rest: setup
 	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m pytest --durations=20 --numprocesses 2 --dist loadfile -m "not ray and not vllm and not soak"
-	$(BIN)/python -m pytest $(SOAK_TEST)
+	$(BIN)/python -m pytest --durations=20 -m "(ray or vllm) and not soak" tests/chaos
 
 soak: setup  ## minutes of SIGKILL of everything, ten thousand damaged files, and the rest of the golden segments
 	$(BIN)/python tests/chaos/soak.py --minutes $(MINUTES)
