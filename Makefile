@@ -70,7 +70,7 @@ lint: setup  ## format check, lint, strict types
 
 audit: setup  ## known weaknesses of everything in the locks; asks PyPI
 	$(BIN)/python -m pip install --quiet "uv>=0.9"
-	$(BIN)/uv tool run "pip-audit>=2.10,<3" --disable-pip --no-deps --requirement requirements/cpu.lock --requirement requirements/gpu.lock
+	for lock in requirements/*.lock; do $(BIN)/uv tool run "pip-audit>=2.10,<3" --strict --disable-pip --no-deps --requirement $$lock || exit 1; done
 
 format: setup  ## format and fix
 	$(BIN)/ruff format .
