@@ -11,6 +11,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,13 +30,23 @@ _CELLS_AT_ONCE = 4
 _CELL = re.compile(r"(.+)\[([0-9]{1,15})\]", re.DOTALL)
 
 
+@dataclass(frozen=True)
+class BadRow:
+    """A row of a table or manifest that cannot be read, and why."""
+
+    message: str
+
+
+Row = dict[str, Any] | BadRow
+
+
 class Table(Protocol):
     """One open file. schema: Arrow's. num_rows: in it."""
 
     schema: pa.Schema
     num_rows: int
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Iterator[Row]:
         """All rows without what is bytes, in order."""
 
     def is_path(self, column: str, row: int) -> bool:
@@ -54,7 +65,7 @@ def explained(file: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise SourceError(f"there is no file {file}", code="missing_file") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for the name of a column
         raise SourceError(f"{file} cannot be read as a table: {error}", code="table_damaged") from error
 
 
@@ -69,6 +80,25 @@ def open_table(file: str, s3: S3Options) -> Table:
     raise SourceError(
         f"{file} is of a dataset that save_to_disk wrote, which is read from a local folder only: {how}", code="unsupported_uri"
     )
+
+
+def batch_rows(batch: pa.RecordBatch) -> Iterator[Row]:
+    """The rows of a record batch. What Python cannot hold costs its row alone: a text that is not UTF-8, a date after the year 9999.
+
+    Neither Parquet nor Arrow promises that there is none.
+    """
+    try:
+        yield from batch.to_pylist()
+        return
+    except (UnicodeDecodeError, OverflowError):
+        singles = (batch.slice(index, 1) for index in range(batch.num_rows))
+    for single in singles:
+        try:
+            yield from single.to_pylist()
+        except UnicodeDecodeError as error:
+            yield BadRow(f"a text in it is not UTF-8: {error}")
+        except OverflowError as error:
+            yield BadRow(f"a date or duration in it is out of range: {error}")
 
 
 def image_columns(schema: pa.Schema) -> list[str]:
@@ -131,14 +161,14 @@ class _ParquetTable:
         self._ends = list(accumulate(self._file.metadata.row_group(group).num_rows for group in groups))
         self._path_groups: dict[str, set[int]] = {}
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Iterator[Row]:
         leaves = (self._file.schema.column(index) for index in range(len(self._file.schema)))
         light = [leaf.path for leaf in leaves if not (leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type == "NONE")]
         if not light:
             yield from ({} for _ in range(self.num_rows))
             return
         for batch in self._file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=light):
-            yield from batch.to_pylist()
+            yield from batch_rows(batch)
 
     def is_path(self, column: str, row: int) -> bool:
         if column not in self._path_groups:
@@ -188,14 +218,16 @@ class _ArrowTable:
         self._ends = list(accumulate(batch.num_rows for batch in self._batches))
         self.num_rows = self._ends[-1] if self._ends else 0
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Iterator[Row]:
+        import pyarrow as pa
+
         for batch in self._batches:
             columns = {name: _without_bytes(batch.column(name)) for name in batch.schema.names}
-            light = {name: array for name, array in columns.items() if array is not None}
-            for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
-                values = {name: array.slice(start, _ROWS_AT_ONCE).to_pylist() for name, array in light.items()}
-                for index in range(min(_ROWS_AT_ONCE, batch.num_rows - start)):
-                    yield {name: column[index] for name, column in values.items()}
+            light = pa.record_batch({name: array for name, array in columns.items() if array is not None})
+            if not light.num_columns:
+                yield from ({} for _ in range(batch.num_rows))
+            for start in range(0, light.num_rows, _ROWS_AT_ONCE):
+                yield from batch_rows(light.slice(start, _ROWS_AT_ONCE))
 
     def is_path(self, column: str, row: int) -> bool:
         array = self._from(column, row)[0]

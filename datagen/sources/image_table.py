@@ -15,7 +15,7 @@ from datagen.remote import is_remote
 from datagen.sources.files import Files
 from datagen.sources.rows import RowReader, fill, plain, version_of_file
 from datagen.sources.uris import inside, inside_uri, uri_of
-from datagen.tables import TABLE_SUFFIXES, cell_name, column_of, explained, open_table
+from datagen.tables import TABLE_SUFFIXES, BadRow, cell_name, column_of, explained, open_table
 
 # Columns with a meaning. Not a manifest's shorthands: in a dataset `box` or `labels` may be anything.
 _COLUMNS = ("asset_id", "license", "prompts")
@@ -26,9 +26,9 @@ class ImageTableSource:
     """Rows of the tables below a folder or prefix, file by file; a row without a picture fails when it is decoded (`no_image`).
 
     Where a file holds paths and no bytes, a path is what a manifest's `uri` is, with the same rules.
-    `prompts`, `license` and `asset_id` are those of a manifest; all other columns pass through, without their bytes. A file that breaks off
-    or lacks the column is a failed asset itself: `table_damaged`, `no_image_column`. A changed file's rows are new with
-    `reprocess_changed`.
+    `prompts`, `license` and `asset_id` are those of a manifest; all other columns pass through, without their bytes. A row with a value
+    that cannot be read is a failed asset, `manifest_bad_row`. A file that breaks off or lacks the column is one itself: `table_damaged`,
+    `no_image_column`. A changed file's rows are new with `reprocess_changed`.
     """
 
     def __init__(self, place: str, options: SourceOptions, s3: S3Options) -> None:
@@ -80,9 +80,12 @@ class ImageTableSource:
                 row = next(rows, None)
             if row is None:
                 raise SourceError(f"{file} announces {table.num_rows} rows and has {number}", code="table_damaged")
+            cell = inside_uri(uri, cell_name(self.column, number))
+            if isinstance(row, BadRow):
+                yield Asset(asset_id_of(cell, version), cell, failure=Failure("manifest_bad_row", f"{cell}: {plain(row.message)}"))
+                continue
             picture = row.pop(self.column, None)
             path = picture.get("path") if isinstance(picture, dict) else None
-            cell = inside_uri(uri, cell_name(self.column, number))
             is_path = path and table.is_path(self.column, number)
             asset = paths.located(str(path), cell) if is_path else Asset(asset_id_of(cell, version), cell)
             fill(asset, row, cell, _COLUMNS)

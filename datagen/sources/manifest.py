@@ -11,14 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from datagen.errors import SourceError
 from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset
-from datagen.sources.rows import COLUMNS, BadRow, RowReader, absolute, open_source_file
-
-Row = dict[str, Any] | BadRow
+from datagen.sources.rows import COLUMNS, RowReader, absolute, open_source_file
+from datagen.tables import BadRow, Row, batch_rows
 
 _ROWS_PER_BATCH = 1024
 _ROWS_PEEKED = 100
@@ -92,25 +91,11 @@ def _parquet_rows(path: str, source: BinaryIO) -> Iterator[tuple[int, Row]]:
             if "uri" not in file.schema_arrow.names:
                 _check_columns(path, [(0, dict.fromkeys(file.schema_arrow.names))])
             for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH):
-                for row in _batch_rows(batch):
+                for row in batch_rows(batch):
                     number += 1
                     yield number, row
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for the name of a column
         raise SourceError(f"{path} cannot be read as Parquet after row {number}: {error}") from error
-
-
-def _batch_rows(batch: Any) -> Iterator[Row]:
-    """The rows of a record batch. A text that is not UTF-8, which Parquet does not promise, costs its row alone."""
-    try:
-        yield from batch.to_pylist()
-        return
-    except UnicodeDecodeError:
-        singles = (batch.slice(index, 1) for index in range(batch.num_rows))
-    for single in singles:
-        try:
-            yield from single.to_pylist()
-        except UnicodeDecodeError as error:
-            yield BadRow(f"a text in it is not UTF-8: {error}")
 
 
 def _jsonl_rows(path: str, source: BinaryIO) -> Iterator[tuple[int, Row]]:

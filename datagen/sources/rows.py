@@ -18,19 +18,13 @@ from datagen.records import Asset, Failure, Prompt, asset_id_of
 from datagen.remote import checked_uri, is_remote, open_file, redacted, version_of
 from datagen.sources.prompts import parse_prompts, parse_shorthand
 from datagen.sources.uris import Roots, inside, media_type_of, path_of_uri, uri_of, version_of_path
+from datagen.tables import BadRow
 
 # Columns with a meaning; every other one passes through to `Asset.extra`.
 COLUMNS = ("uri", "asset_id", "license", "prompts", "box", "points", "labels")
 
 _Row = TypeVar("_Row")
 _AT_ONCE = 16
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A manifest row that cannot be read at all."""
-
-    message: str
 
 
 @dataclass(frozen=True)

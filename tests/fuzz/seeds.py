@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import io
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from archives import tar_bytes
 from bad_media import encoded, quadrants, with_orientation
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -85,7 +87,7 @@ def video_seeds(folder: Path) -> Seeds:
 
 
 def manifest_seeds(folder: Path) -> Seeds:
-    """Manifests in the three formats, and COCO files."""
+    """Manifests in the three formats, COCO files, and pictures in tables and an archive."""
     lines = "".join(json.dumps(row) + "\n" for row in _ROWS)
     flat = [{**row, "prompts": json.dumps(row["prompts"]) if row["prompts"] else ""} for row in _ROWS]
     short = [{"uri": "a.png", "box": "[1, 2, 3, 40]"}, {"uri": "b.jpg", "box": ""}]
@@ -104,6 +106,15 @@ def manifest_seeds(folder: Path) -> Seeds:
         },
     ]
     coco = {"images": images, "annotations": annotations, "categories": [{"id": 2, "name": "cup"}], "licenses": [{"id": 1, "name": "CC0"}]}
+    pictures = [
+        {
+            "image": {"bytes": encoded(quadrants(), kind), "path": f"{n}.{kind}"},
+            "text": f"picture {n}",
+            "taken": datetime.datetime(2026, 11, 26),
+            "prompts": _ROWS[n]["prompts"],
+        }
+        for n, kind in enumerate(("PNG", "JPEG"))
+    ]
     return {
         "rows.jsonl": lines.encode(),
         "short.jsonl": "".join(json.dumps({"uri": "a.png", "box": [1, 2, 3, n]}) + "\n" for n in range(40, 44)).encode(),
@@ -113,6 +124,9 @@ def manifest_seeds(folder: Path) -> Seeds:
         "texts.parquet": _parquet(flat, compression="zstd", use_dictionary=False),
         "all.json": json.dumps(coco).encode(),
         "images.json": json.dumps({"images": images}, indent=1).encode(),
+        "pictures.parquet": _parquet(pictures),
+        "pictures.arrow": _arrow(pictures),
+        "pictures.tar": tar_bytes(("0.png", pictures[0]["image"]["bytes"]), ("0.json", _ROWS[0]), ("1.jpg", pictures[1]["image"]["bytes"])),
     }
 
 
@@ -132,4 +146,11 @@ def _csv(rows: list[dict[str, Any]]) -> bytes:
 def _parquet(rows: list[dict[str, Any]], **options: Any) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), buffer, **options)
+    return buffer.getvalue()
+
+
+def _arrow(rows: list[dict[str, Any]]) -> bytes:
+    table, buffer = pa.Table.from_pylist(rows), io.BytesIO()
+    with pa.ipc.new_stream(buffer, table.schema) as writer:
+        writer.write_table(table)
     return buffer.getvalue()

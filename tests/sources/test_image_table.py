@@ -50,6 +50,12 @@ def parquet(path, content=None, **options):
     return path
 
 
+def arrow(path, content):
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, content.schema) as writer:
+        writer.write_table(content)
+    return path
+
+
 def hugging_face(num_rows=10):
     """With a second column of heavy bytes, and prompts."""
     features = {
@@ -148,6 +154,19 @@ def test_bad_rows_and_files_cost_only_themselves(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_a_value_that_cannot_be_read_costs_its_row_alone(tmp_path, kind):
+    buffers = pa.array([b"fine", b"b\xec\x01", b"fine", b"fine"], pa.binary()).buffers()[1:]
+    days = pa.array([0, 0, 10**18, 0], pa.timestamp("us"))
+    content = table(4, text=pa.StringArray.from_buffers(4, *buffers), day=days)
+    write = {"arrow": arrow, "parquet": parquet}[kind]
+    assets = listed(write(tmp_path / f"a.{kind}", content))
+    assert [asset.failure and asset.failure.code for asset in assets] == [None, "manifest_bad_row", "manifest_bad_row", None]
+    assert "UTF-8" in assets[1].failure.message
+    assert "out of range" in assets[2].failure.message
+    assert assets[3].extra["text"] == "fine"
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
 def test_paths_without_bytes_are_read_by_the_rules_of_manifests(tmp_path, kind):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -156,8 +175,7 @@ def test_paths_without_bytes_are_read_by_the_rules_of_manifests(tmp_path, kind):
     if kind == "parquet":
         parquet(folder / "a.parquet", paths)
     else:
-        with pa.OSFile(str(folder / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, paths.schema) as writer:
-            writer.write_table(paths)
+        arrow(folder / "a.arrow", paths)
     _, rows = run(folder / f"a.{kind}", tmp_path / "corpus", media_root=str(folder))
     assert codes(rows) == {"a.png": None, "gone.png": "missing_file", "/etc/a.png": "refused_uri"}
     assert rows["a.png"]["sha256"] == hashlib.sha256(picture(7)).hexdigest()

@@ -91,6 +91,23 @@ def test_a_parquet_text_that_is_not_utf8_costs_its_row_alone(tmp_path):
     assert "UTF-8" in assets[1].failure.message
 
 
+def test_a_date_that_python_does_not_know_costs_its_row_alone(tmp_path):
+    path = tmp_path / "manifest.parquet"
+    days = pa.array([0, 10**18, 0], pa.timestamp("us"))
+    pq.write_table(pa.table({"uri": ["a.png", "b.png", "c.png"], "day": days}), path)
+    assets = list(source_of(path))
+    assert codes_of(assets) == [None, "manifest_bad_row", None]
+    assert "out of range" in assets[1].failure.message
+
+
+def test_a_column_whose_name_is_not_utf8_is_an_error_of_the_file(tmp_path):
+    path = tmp_path / "manifest.parquet"
+    pq.write_table(pa.table({"uri": ["a.png"], "strange": [1]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"strange", b"str\xecnge"))
+    with pytest.raises(SourceError, match="cannot be read as Parquet"):
+        list(source_of(path))
+
+
 def test_parquet_streams_all_rows_in_order(tmp_path):
     path = parquet(tmp_path, [{"uri": f"{index}.png"} for index in range(2500)])
     assert [Path(asset.uri).name for asset in source_of(path)] == [f"{index}.png" for index in range(2500)]
