@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datagen.check.at_once import PARTS_AT_ONCE, in_order
+from datagen.at_once import in_order
 from datagen.check.parts import batches, damage
 from datagen.check.report import CheckReport, Code
 from datagen.check.rows import AssetFacts, asset_facts, asset_problems, region_problems
@@ -30,6 +30,7 @@ from datagen.write.store import STAGING, TEMP_PREFIX, Store
 
 _REGION_COLUMNS = ("region_id", "asset_id", "region_index", "part_id", "run_id", "mask", "area_px", "box_xyxy")
 _LOGPROB_COLUMNS = ("token_logprobs", *(f"{task}_{language}_logprob" for task in TASKS for language in LANGUAGES))
+_PARTS_AT_ONCE = 8
 _EXPECTED_AT_ONCE = 65_536
 
 
@@ -59,7 +60,7 @@ def check_dataset(uri: str, deep: bool = True, expected: Iterable[str] | None = 
         _check_regions(store, part, part in parts["regions"], assets, deep, piece)
         return piece, id_keys(assets), video_rows
 
-    with ThreadPoolExecutor(PARTS_AT_ONCE, thread_name_prefix="check") as pool:
+    with ThreadPoolExecutor(_PARTS_AT_ONCE, thread_name_prefix="check") as pool:
         for part, (piece, part_keys, video_rows) in zip(names, in_order(pool, check_part, names), strict=True):
             report.take(piece)
             keys.append(part_keys)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count, groupby, islice, pairwise
 from typing import Any, NamedTuple
 
-from datagen.check.at_once import in_order
+from datagen.at_once import in_order
 from datagen.check.parts import batches, damage
 from datagen.check.report import CheckReport, Code
 from datagen.check.tracks import TOLERANCE_S, clip_problems, track_problems

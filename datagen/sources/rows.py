@@ -6,12 +6,12 @@ import base64
 import datetime
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
+from datagen.at_once import in_order
 from datagen.errors import SourceError
 from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset, Failure, Prompt, asset_id_of
@@ -49,12 +49,7 @@ class RowReader:
             yield from (make(row, number) for number, row in rows)
             return
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            waiting: deque[Future[Asset]] = deque()
-            for number, row in rows:
-                waiting.append(pool.submit(make, row, number))
-                if len(waiting) > 4 * _AT_ONCE:
-                    yield waiting.popleft().result()
-            yield from (future.result() for future in waiting)
+            yield from in_order(pool, lambda numbered: make(numbered[1], numbered[0]), rows, 4 * _AT_ONCE)
 
     def asset(self, row: Mapping[str, Any] | BadRow, number: int) -> Asset:
         """The asset of row `number` (counted from 1). Problems end in its `failure`: `manifest_bad_row`, `manifest_no_uri`,
