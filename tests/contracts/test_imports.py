@@ -13,6 +13,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 STEPS = ("sources", "decode", "perceive", "describe", "assemble", "write")
 # What every step may use: contracts and pure functions, none of which knows a step.
 SHARED = (
+    "at_once",
     "errors",
     "events",
     "faults",

@@ -15,12 +15,12 @@ from datagen.check import check_dataset
 JOB = """
 version: 1
 name: budget
-perceive: {engine: fake, batch_size: 4, fake_delay_s: 0.5}
+perceive: {engine: fake, batch_size: 4, fake_delay_s: 2}
 describe: {engine: fake}
 write: {assets_per_part: 4}
 run: {object_store_gib: 0.2}
 """
-COUNT = 60
+COUNT = 60  # half a minute of work, so that a part is written before all of it is begun, also on a busy machine
 
 
 @pytest.mark.slow
