@@ -16,7 +16,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-video test test-engines test-rest soak test-fast lint audit format lock lock-gpu clean
+.PHONY: help setup demo demo-video test test-engines test-rest soak test-fast lint audit format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,10 +48,10 @@ test: setup  ## the test suite, in two halves at once
 	@echo "two halves at once, together some ten minutes on two cores; each prints when it is done"
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-engines test-rest
 
-# Threads of several test workers on few cores wait for each other far longer than one thread computes.
 test-engines: setup
 	$(BIN)/python -m pytest --durations=20 -m "(ray or vllm) and not soak" --ignore tests/chaos
 
+# Threads of several test workers on few cores wait for each other far longer than one thread computes.
 test-rest: setup
 	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m pytest --durations=20 --numprocesses 2 --dist loadfile -m "not ray and not vllm and not soak"
 	$(BIN)/python -m pytest --durations=20 -m "(ray or vllm) and not soak" tests/chaos
