@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -64,6 +64,12 @@ class VideoReader(ChildOwner):
             raise outcome.error or DecodeError("the video says nothing about itself", code="corrupt")
         return OpenVideo(self, path, uri, outcome.info, outcome.size_bytes, outcome.sha256)
 
+    def frames_at(self, path: str, uri: str, times_s: Sequence[float]) -> list[int | None]:
+        """The number of the frame on the screen at each time (see video.VideoFile.frames_at)."""
+        request = {"kind": "at", "path": path, "uri": uri, "times_s": list(times_s)}
+        [(answer, _)] = self._ask(request, last="frames_at")
+        return list(answer["numbers"])
+
     def clips(self, path: str, uri: str, start_s: float = 0.0, clip_index: int = 0, limit: int | None = None) -> Iterator[ClipSpan]:
         """The clips of a video, as they are found (see shots.cut_clips); start_s and clip_index continue after an earlier span.
 
@@ -76,9 +82,10 @@ class VideoReader(ChildOwner):
                 request |= {"start_s": span.end_s, "clip_index": span.clip_index + 1}
                 yield span
 
-    def open(self, path: str, uri: str, start_s: float = 0.0, end_s: float | None = None) -> FrameStream:
-        """The sampled frames that appear in [start_s, end_s), end_s None: to the end (see video.VideoFile.sampled)."""
-        request = {"kind": "frames", "path": path, "uri": uri, "start_s": start_s, "end_s": end_s, "after_index": -1}
+    def open(self, path: str, uri: str, start_s: float = 0.0, end_s: float | None = None, wanted: Collection[int] = ()) -> FrameStream:
+        """The sampled frames that appear in [start_s, end_s), end_s None: to the end, and those `wanted` (see video.VideoFile.sampled)."""
+        place = {"path": path, "uri": uri, "start_s": start_s, "end_s": end_s}
+        request = {"kind": "frames", **place, "after_index": -1, "wanted": sorted(wanted)}
         return FrameStream(request, self._ask(request, last="end"))
 
     def close(self) -> None:
@@ -197,6 +204,13 @@ class OpenVideo:
         spans = list(self.reader.clips(self.path, self.uri, start_s, clip_index, limit=1))
         return spans[0] if spans else None
 
-    def frames(self, span: ClipSpan) -> FrameStream:
-        """The sampled frames of a clip. Raises DecodeError, also while they are read."""
-        return self.reader.open(self.path, self.uri, span.start_s, span.end_s)
+    def frames_at(self, times_s: Sequence[float]) -> list[int | None]:
+        """The number of the frame on the screen at each time, seconds after the first frame, within 1 ms; None where none is."""
+        return self.reader.frames_at(self.path, self.uri, times_s) if times_s else []
+
+    def frames(self, span: ClipSpan, wanted: Collection[int] = ()) -> FrameStream:
+        """The sampled frames of a clip, and those of the frames `wanted`, by number in the video, that lie in it, sampled or not.
+
+        Raises DecodeError, also while they are read.
+        """
+        return self.reader.open(self.path, self.uri, span.start_s, span.end_s, wanted)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -104,11 +104,13 @@ class VideoFile:
         """Let go of the file."""
         self._container.close()
 
-    def sampled(self, start_s: float, end_s: float | None = None, after_index: int = -1) -> Iterator[Shown]:
+    def sampled(self, start_s: float, end_s: float | None = None, after_index: int = -1, wanted: Collection[int] = ()) -> Iterator[Shown]:
         """Frames that appear in [start_s, end_s) and are on the screen at start_s + n / fps for some n; all of them without `fps`.
 
         In ascending order, each at most once. end_s None: to the end. after_index: only frames later than that one (a resumed read).
+        wanted: numbers of frames that come whatever `fps` says, where they lie in the span.
         """
+        wanted = frozenset(wanted)
         end_s = self.info.duration_s + 1 if end_s is None else end_s
         previous: Shown | None = None
         for shown in self.frames(max(start_s, self.timetable.second_of(after_index + 1))):
@@ -117,10 +119,10 @@ class VideoFile:
                 break
             if shown.timestamp_s < start_s - TOLERANCE_S or shown.frame_index <= after_index:
                 continue
-            if previous is not None and self._is_sampled(previous.timestamp_s, shown.timestamp_s, start_s):
+            if previous is not None and self._is_taken(previous, shown.timestamp_s, start_s, wanted):
                 yield previous
             previous = shown
-        if previous is not None and self._is_sampled(previous.timestamp_s, min(end_s, self.info.duration_s), start_s):
+        if previous is not None and self._is_taken(previous, min(end_s, self.info.duration_s), start_s, wanted):
             yield previous
 
     def frames(self, start_s: float) -> Iterator[Shown]:
@@ -151,15 +153,28 @@ class VideoFile:
         small = self._converter.reformat(picture, *size, format="bgr24", interpolation="AREA", threads=1)
         return np.asarray(small.to_ndarray(), dtype=np.uint8)
 
-    def planned(self, start_s: float, end_s: float | None = None) -> SpanPlan:
+    def planned(self, start_s: float, end_s: float | None = None, wanted: Collection[int] = ()) -> SpanPlan:
         """What `sampled` will give of a span when every frame of it decodes, from the timetable alone."""
         table, end_s = self.timetable, self.info.duration_s + 1 if end_s is None else end_s
         first, end = (bisect_left(table.times, table.times[0] + (second - TOLERANCE_S) / table.time_base) for second in (start_s, end_s))
         times = [table.second_of(index) for index in range(first, end)]
         until = [*times[1:], min(end_s, self.info.duration_s)]
         rows = zip(range(first, end), times, until, strict=True)
-        sampled = [(index, time_s) for index, time_s, until_s in rows if self._is_sampled(time_s, until_s, start_s)]
+        wanted = frozenset(wanted)
+        sampled = [(index, time_s) for index, time_s, until_s in rows if index in wanted or self._is_sampled(time_s, until_s, start_s)]
         return SpanPlan(first, end, sampled)
+
+    def frames_at(self, times_s: Sequence[float]) -> list[int | None]:
+        """The number of the frame on the screen at each time, in seconds after the first frame; None where none is.
+
+        A frame that appears within a millisecond after a time counts, as written times are rounded. The end of the video is its last
+        frame's, within the same millisecond.
+        """
+        end_s = self.info.duration_s + TOLERANCE_S
+        return [self.timetable.index_at(time_s) if -TOLERANCE_S <= time_s <= end_s else None for time_s in times_s]
+
+    def _is_taken(self, shown: Shown, until_s: float, start_s: float, wanted: Collection[int]) -> bool:
+        return shown.frame_index in wanted or self._is_sampled(shown.timestamp_s, until_s, start_s)
 
     def _is_sampled(self, time_s: float, until_s: float, start_s: float) -> bool:
         """Whether a frame on the screen from `time_s` to `until_s` is there at start_s + n / fps for some n."""

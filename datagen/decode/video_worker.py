@@ -17,7 +17,7 @@ from datagen.job import DecodeOptions
 
 
 class VideoWorker:
-    """Answers `probe`, `clips` and `frames` requests."""
+    """Answers `probe`, `at`, `clips` and `frames` requests."""
 
     def __init__(self, answers: Answers, options: DecodeOptions, image_size: int) -> None:
         self._answers = answers
@@ -31,6 +31,8 @@ class VideoWorker:
         match request["kind"]:
             case "probe":
                 self._probe(request["path"], request["uri"])
+            case "at":
+                self._answers.send({"kind": "frames_at", "numbers": self._video(request["path"]).frames_at(request["times_s"])})
             case "clips":
                 self._clips(request)
             case "frames":
@@ -52,8 +54,8 @@ class VideoWorker:
     def _frames(self, request: dict[str, Any]) -> None:
         video = self._video(request["path"])
         num_corrupt = video.num_corrupt
-        self._answers.push({"kind": "plan", "plan": asdict(video.planned(request["start_s"], request["end_s"]))})
-        for shown in video.sampled(request["start_s"], request["end_s"], request["after_index"]):
+        self._answers.push({"kind": "plan", "plan": asdict(video.planned(request["start_s"], request["end_s"], request["wanted"]))})
+        for shown in video.sampled(request["start_s"], request["end_s"], request["after_index"], request["wanted"]):
             fault_point("decode", f"{request['uri']}#frame={shown.frame_index};")
             frame = video.frame(shown, self._image_size)
             place = {"frame_index": frame.frame_index, "timestamp_s": frame.timestamp_s}

@@ -6,12 +6,13 @@ reader is given, so that this step knows nothing of decoding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from datagen.errors import ClusterError, DatagenError, DecodeError, JobError, MemoryShortError, ModelLoadError, PromptError, StorageError
 from datagen.perceive.clips import ClipFindings, ClipObject, ClipPerceiver, ClipScene
+from datagen.perceive.prompted_frames import frame_numbers
 from datagen.perceive.prompts import check_prompt, merge_prompts
 from datagen.records import (
     Asset,
@@ -60,8 +61,11 @@ class OpenVideo(Protocol):
     def span(self, start_s: float, clip_index: int) -> ClipSpan | None:
         """The clip that starts at `start_s`; None when the video ends there."""
 
-    def frames(self, span: ClipSpan) -> FrameStream:
-        """The sampled frames of a clip."""
+    def frames_at(self, times_s: Sequence[float]) -> list[int | None]:
+        """See prompted_frames.TimedVideo."""
+
+    def frames(self, span: ClipSpan, wanted: Collection[int] = ()) -> FrameStream:
+        """The sampled frames of a clip, and those `wanted`, by number in the video, that lie in it."""
 
 
 class Reader(Protocol):
@@ -106,7 +110,7 @@ class VideoPerceiveStep:
         try:
             video = self._reader.open_video(sample.asset.uri, sample.asset.span)
             ids = _TrackIds(sample.asset.asset_id, resume.next_track)
-            asked = _by_object(sample.asset, video.info, ids)
+            asked = _by_object(sample.asset, video, ids)
         except _STOPS:
             raise
         except DatagenError as error:
@@ -183,9 +187,10 @@ class _Walk:
     def _follow(self, span: ClipSpan, handovers: Sequence[Handover]) -> tuple[FrameStream, SpanPlan, ClipFindings]:
         """Read the clip and follow its objects; once more where frames are damaged or memory was short. Also what really came."""
         first, sampled = self.ids.next_number, None
+        wanted = {prompt.frame_index for item in self.asked for prompt in item.prompts if prompt.frame_index is not None}
         while True:
             self.ids.next_number = first
-            stream = self.video.frames(span)
+            stream = self.video.frames(span, wanted)
             plan = stream.plan if sampled is None else replace(stream.plan, sampled=sampled)
             try:
                 return stream, plan, self._look_at(span, plan, _exactly(stream, plan.sampled), handovers)
@@ -193,7 +198,7 @@ class _Walk:
                 if sampled is not None:
                     raise DecodeError("other frames decode each time that the file is read", code="corrupt") from None
                 # Read once more, to know which frames there are.
-                sampled = [(frame.frame_index, frame.timestamp_s) for frame in self.video.frames(span)]
+                sampled = [(frame.frame_index, frame.timestamp_s) for frame in self.video.frames(span, wanted)]
             except MemoryShortError:
                 continue
 
@@ -202,7 +207,7 @@ class _Walk:
         if plan.sampled:
             info, find = self.video.info, self.sample.asset.prompts is None
             scene = ClipScene(plan.sampled, span.end_s, info.width, info.height)
-            objects = _objects_of(span, plan, self.asked, handovers)
+            objects = _objects_of(plan, self.asked, handovers)
             found = self.perceiver.perceive(scene, frames, objects, self.ids if find else None)
         for _ in frames:  # the end of the stream says how it ended
             pass
@@ -253,33 +258,30 @@ def _exactly(stream: FrameStream, planned: Sequence[tuple[int, float]]) -> Itera
         raise _FramesDiffer
 
 
-def _by_object(asset: Asset, info: VideoInfo, ids: _TrackIds) -> list[_Asked]:
-    """The asset's prompts, those of one object together. They are numbered first, in every run alike. Raises PromptError."""
+def _by_object(asset: Asset, video: OpenVideo, ids: _TrackIds) -> list[_Asked]:
+    """The asset's prompts, each with its frame's number, those of one object together. They are numbered first, in every run alike.
+
+    Raises PromptError.
+    """
     objects: dict[Any, list[Prompt]] = {}
-    for position, prompt in enumerate(asset.prompts or ()):
-        check_prompt(prompt, info.width, info.height)
-        _check_time(prompt, info)
+    prompts = asset.prompts or ()
+    for position, (prompt, number) in enumerate(zip(prompts, frame_numbers(prompts, video), strict=True)):
+        check_prompt(prompt, video.info.width, video.info.height)
+        if isinstance(number, PromptError):
+            raise number
         key = ("prompt", position) if prompt.object_id is None else ("object", prompt.object_id)
-        objects.setdefault(key, []).append(prompt)
+        objects.setdefault(key, []).append(replace(prompt, frame_index=number))
     ids.next_number = max(ids.next_number, len(objects))
     return [_Asked(track_id_of(asset.asset_id, number), prompts) for number, prompts in enumerate(objects.values())]
 
 
-def _check_time(prompt: Prompt, info: VideoInfo) -> None:
-    if prompt.frame_index is not None and prompt.frame_index >= info.num_frames:
-        message = f"a prompt asks about frame {prompt.frame_index}; the video has frames 0 to {info.num_frames - 1}"
-        raise PromptError(message, code="prompt_frame")
-    if prompt.time_s is not None and prompt.time_s > info.duration_s:
-        raise PromptError(f"a prompt asks about second {prompt.time_s:.2f}; the video has {info.duration_s:.2f} s", code="prompt_frame")
-
-
-def _objects_of(span: ClipSpan, plan: SpanPlan, asked: Sequence[_Asked], handovers: Sequence[Handover]) -> list[ClipObject]:
-    """The clip's objects: those handed over, and those with prompts in it, each on the nearest sampled frame."""
+def _objects_of(plan: SpanPlan, asked: Sequence[_Asked], handovers: Sequence[Handover]) -> list[ClipObject]:
+    """The clip's objects: those handed over, and those with prompts in it, each on its own frame."""
     handed = {item.track_id: item.prompt for item in handovers}
     objects = {track_id: ClipObject(track_id, {}) for track_id in handed}
     for item in asked:
         for prompt in item.prompts:
-            if _is_in(prompt, span, plan):
+            if _is_in(prompt, plan):
                 prompts = objects.setdefault(item.track_id, ClipObject(item.track_id, {})).prompts
                 position = _nearest(prompt, plan)
                 prompts[position] = merge_prompts(prompts[position], prompt) if position in prompts else prompt
@@ -288,15 +290,11 @@ def _objects_of(span: ClipSpan, plan: SpanPlan, asked: Sequence[_Asked], handove
     return list(objects.values())
 
 
-def _is_in(prompt: Prompt, span: ClipSpan, plan: SpanPlan) -> bool:
-    if prompt.frame_index is not None:
-        return plan.first_frame <= prompt.frame_index < plan.end_frame
-    time_s = prompt.time_s or 0.0
-    return span.start_s <= time_s and (time_s < span.end_s or span.is_last)
+def _is_in(prompt: Prompt, plan: SpanPlan) -> bool:
+    return plan.first_frame <= (prompt.frame_index or 0) < plan.end_frame
 
 
 def _nearest(prompt: Prompt, plan: SpanPlan) -> int:
-    """Which of the sampled frames a prompt is about."""
-    wanted_index, wanted_s = prompt.frame_index, prompt.time_s or 0.0
-    distances = [abs(time_s - wanted_s) if wanted_index is None else abs(index - wanted_index) for index, time_s in plan.sampled]
+    """Which of the sampled frames a prompt is about: its own, or the nearest where that does not decode."""
+    distances = [abs(index - (prompt.frame_index or 0)) for index, _ in plan.sampled]
     return distances.index(min(distances))

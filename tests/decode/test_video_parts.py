@@ -170,3 +170,28 @@ def test_shots_survive_a_killed_decoder(tmp_path):
     found += spans
     assert [(span.clip_index, round(span.end_s, 3)) for span in found] == [(0, 1.2), (1, 2.1), (2, 4.1), (3, 5.6)]
     reader.close()
+
+
+# --- frames that prompts ask about ------------------------------------------------------------------------------------------------
+
+
+def test_wanted_frames_come_whatever_is_sampled(reader, tmp_path):
+    path = str(clip(tmp_path))
+    sparse = VideoReader(DecodeOptions(fps=1), SIZE)
+    stream = sparse.open(path, "x", 0.5, 2.0, wanted=[3, 7, 15, 19, 20])
+    assert [index for index, _ in stream.plan.sampled] == numbers(stream) == [5, 7, 15, 19]
+    # The same after the child was killed in the middle.
+    again = sparse.open(path, "x", 0.0, wanted=[1, 3, 22])
+    assert numbers([next(again), next(again)]) == [0, 1]
+    os.kill(sparse.pid, 9)
+    assert numbers(again) == [3, 10, 20, 22]
+    sparse.close()
+
+
+def test_a_time_means_what_is_on_the_screen_then(reader, tmp_path):
+    times = [0, 40, 83, 5000, 5040, 65000]
+    path = str(clip(tmp_path, len(times), "still.mkv", times_ms=times))
+    at = reader.frames_at(path, "x", [0, 0.03899, 0.0391, 0.04, 0.0829, 2.5, 4.9989, 4.9991, 60.0, 64.9, 65.0])
+    assert at == [0, 0, 1, 1, 2, 2, 2, 3, 4, 4, 5]
+    end_s = reader.probe(path, "x").info.duration_s
+    assert reader.frames_at(path, "x", [end_s, end_s + 0.0009, end_s + 0.01, 1e9]) == [5, 5, None, None]

@@ -122,6 +122,23 @@ def test_prompts_go_to_the_clip_and_frame_they_name(clips: Clips) -> None:
     assert {t.track_id: sorted(t.prompts) for t in second.tracks} == {"v-t0001": [4], "v-t0000": [5]}
 
 
+def test_a_time_rounded_to_less_than_its_frame_goes_to_the_clip_of_that_frame(clips: Clips) -> None:
+    # Clips of 5 frames at 4 a second begin at 1.25 s; 1.2496 is what a rounding down may leave of it.
+    done = clips([Prompt(box=box_at(5), time_s=time_s) for time_s in (1.25, 1.2496, 1.248)], fake=True, decode={"max_clip_s": 1.25})
+    given = {
+        (s.clip.clip_index, t.track_id, *t.prompts) for s in done for t in s.tracks if next(iter(t.prompts.values())).source != "handover"
+    }
+    assert given == {(0, "v-t0002", 4), (1, "v-t0000", 5), (1, "v-t0001", 5)}
+
+
+def test_a_prompted_frame_is_sampled_whatever_fps_says(clips: Clips) -> None:
+    [only] = clips(
+        [Prompt(box=box_at(3), frame_index=3), Prompt(box=box_at(7), time_s=1.9)], decode={"fps": 1, "max_clip_s": 9.0}, fake=True
+    )
+    assert [sorted(t.prompts) for t in only.tracks] == [[3], [7]]
+    assert [f.frame_index for f in only.tracks[0].frames] == [0, 3, 4, 7, 8]
+
+
 def test_prompts_behind_a_resume_point_are_not_asked_again(clips: Clips) -> None:
     prompts = [Prompt(box=box_at(0)), Prompt(box=box_at(9), frame_index=9)]
     resumed = clips(prompts, fake=True, resume=ResumePoint(1, 1.0, 2, []))
