@@ -11,15 +11,15 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from datagen.budget import BudgetOptions
 from datagen.errors import JobError
 from datagen.options import Fraction, Options, Positive, parse_yaml, read_yaml
+from datagen.paths import located
 from datagen.records import LANGUAGES, TASKS, Language, Task
+from datagen.s3_options import S3Options as S3Options  # for those who know it from here
 
 # Options outside pools that decide how fast a row is made, and where, but not what it says.
 _RESOURCES = {
@@ -242,42 +242,6 @@ class RunOptions(Options):
     )
 
 
-class S3Options(Options):
-    """Amazon S3, or a store that speaks its protocol, as input and output.
-
-    Credentials are found as boto3 does (environment, profile, role of the machine), and never stand in a job file.
-    """
-
-    endpoint_url: str | None = Field(
-        None, description="address of an S3-compatible store, such as http://minio:9000; left out: AWS_ENDPOINT_URL, the profile's, or AWS"
-    )
-    addressing: Literal["auto", "path", "virtual"] = Field(
-        "auto", description="`path`: host/bucket/key, `virtual`: bucket.host/key; auto: path where an endpoint is given"
-    )
-    region: str | None = Field(None, description="left out: AWS_REGION or the profile's")
-    profile: str | None = Field(None, description="a profile of ~/.aws/config, on every node; left out: AWS_PROFILE or the default")
-    timeout_s: float = Field(30.0, gt=0, description="a request without a sign of life for this long is repeated, seconds")
-    patience_s: float = Field(300.0, ge=0, description="a store that is busy or out of reach is tried again for this long, seconds")
-    lease_heartbeat_s: float = Field(5.0, gt=0, description="a run shows this often that it lives; a second run waits once that long")
-    lease_ttl_s: float = Field(60.0, gt=0, description="a run that has not shown it for this long is dead, another may go on, seconds")
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _without_credentials(cls, url: str | None) -> str | None:
-        parts = urlsplit(url or "http://left.out")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise PydanticCustomError("secret", "write http://host:port or https://host:port")
-        if parts.username or parts.password:
-            raise PydanticCustomError("secret", "credentials do not belong in a URL; use the environment or a profile")
-        return url
-
-    @model_validator(mode="after")
-    def _lease_outlives_a_late_beat(self) -> S3Options:
-        if self.lease_ttl_s < 3 * self.lease_heartbeat_s:
-            raise ValueError(f"lease_ttl_s is {self.lease_ttl_s:g}, less than three times lease_heartbeat_s ({self.lease_heartbeat_s:g})")
-        return self
-
-
 class Job(Options):
     """One declared job."""
 
@@ -296,8 +260,16 @@ class Job(Options):
 
     def hash(self) -> str:
         """16 hex digits of the options that determine the rows: two jobs with the same hash make the same rows."""
-        options = row_options(self.model_dump(mode="json"))
+        options = row_options(self.located().model_dump(mode="json"))
         return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
+
+    def located(self) -> Job:
+        """The same job with absolute paths, which mean the same in every process and on every node; names of models stay."""
+        data = self.model_dump()
+        found = located(data)
+        for path, value in found.items():
+            _assign(data, path, value)
+        return Job.model_validate(data) if found else self
 
 
 def row_options(job: Mapping[str, Any]) -> dict[str, Any]:

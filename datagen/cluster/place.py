@@ -12,11 +12,8 @@ from datagen.cluster.fit import fit
 from datagen.cluster.profile import Profile
 from datagen.errors import JobError
 from datagen.job import Job, parse_job
+from datagen.paths import PATHS, PATHS_OR_NAMES, absolute, is_name
 from datagen.run import required
-
-# Those of the second group may also be names: of a hub repository, of a config in the sam2 package.
-_PATHS = (("source", "input"), ("source", "media_root"), ("output",))
-_PATHS_OR_NAMES = (("model", "checkpoint"), ("model", "sam2"), ("model", "sam2_config"))
 
 
 def place(job: Job, cluster: Profile, address: str | None = "auto") -> Job:
@@ -28,7 +25,7 @@ def place(job: Job, cluster: Profile, address: str | None = "auto") -> Job:
     if job.run.executor != "ray":
         raise JobError(f"run.executor is {job.run.executor}, which uses one process of one machine; on a cluster leave it out")
     data = copy.deepcopy(job.model_dump(mode="json"))
-    for keys in (*_PATHS, *_PATHS_OR_NAMES):
+    for keys in (*PATHS, *PATHS_OR_NAMES):
         _everywhere(data, keys, cluster)
     for step, pool in fit(job, cluster).items():
         data[step]["pool"] = pool.model_dump()
@@ -41,14 +38,14 @@ def _everywhere(data: dict[str, Any], keys: tuple[str, ...], cluster: Profile) -
     for parent in parents:
         data = data[parent]
     path = data[last]
-    if path is None or "://" in path or Path(path).is_absolute() or (keys in _PATHS_OR_NAMES and not Path(path).exists()):
+    if path is None or "://" in path or Path(path).is_absolute() or (keys in PATHS_OR_NAMES and is_name(last, path)):
         return
     if cluster.provider != "local":
         raise JobError(
             f"{'.'.join(keys)} is {path}, which only this machine can find. Give a bucket (s3://...), "
             f"or the absolute path of a file system that every node of {cluster.name} sees."
         )
-    data[last] = str(Path(path).resolve())
+    data[last] = absolute(path)
 
 
 def job_text(job: Job) -> str:

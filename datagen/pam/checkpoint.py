@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from datagen.errors import ModelLoadError
 from datagen.job import ModelOptions
+from datagen.paths import EMBEDDED
 from datagen.share import cache_folder
 
 TOWER = "model.vision_tower.sam2_model_predictor."
@@ -26,9 +27,6 @@ PERCEIVER = "model.vision_resampler."
 DEFAULT_SAM2 = "facebook/sam2.1-hiera-large"
 _SAM2_CONFIGS = {size: f"configs/sam2.1/sam2.1_hiera_{size}.yaml" for size in ("t", "s", "b+", "l")}
 _SAM2_FILES = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
-EMBEDDED = ("tiny", "tiny-shapes")
-"""Checkpoints by name, without any download: random weights made from a seed, and one trained on `datagen.scenes`."""
-
 _TINY_SHAPES = Path(__file__).with_name("tiny_shapes")
 WITHOUT_DOWNLOAD = "To try datagen without a download: --model tiny-shapes"
 AGAIN = "Download the checkpoint again, or use --model tiny-shapes"

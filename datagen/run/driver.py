@@ -22,6 +22,7 @@ from datagen.cluster.profile import Profile
 from datagen.errors import JobError
 from datagen.events import log_event
 from datagen.job import Job
+from datagen.paths import settle_environment
 from datagen.records import Asset, Sample
 from datagen.run.commit import Committer, Kind
 from datagen.run.heartbeat import beating
@@ -68,6 +69,8 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen, a
     Raises JobError or SourceError for a wrong job or input, ModelLoadError for missing weights, WriteError or OutputBusyError for the
     output, ClusterError when the machine or cluster broke (a rerun resumes).
     """
+    job = job.located()
+    settle_environment()
     source_input, output = required(job)
     source = open_source(job.source, job.s3) if assets is None else _Given(assets)
     stop = Stop(Spending(job.run.budget), job.run.grace_s)
@@ -138,6 +141,7 @@ def plan_job(job: Job, see: Callable[[Asset], None] = lambda asset: None, *, clu
     see: is called with every asset that a run would do. cluster: where it would run; left out: this machine, or the cluster that the job
     names. Raises JobError when a step fits on none of its nodes, and what a run would raise for its input and output.
     """
+    job = job.located()
     source_input, output = required(job)
     fitted = fit(job, cluster) if cluster else None
     summary = RunSummary(run_id="", output=output)

@@ -36,6 +36,7 @@ def estimate_job(job: Job, size: int, screen: Screen = no_screen) -> dict[str, A
 
     Raises what plan_job and run_job raise; KeyboardInterrupt when the sample was interrupted.
     """
+    job = job.located()
     chosen = _Reservoir(size, job.run.seed)
     planned = plan_job(job, chosen.see)
     if not chosen.assets:

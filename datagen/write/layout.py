@@ -21,6 +21,7 @@ import psutil
 from datagen import __version__
 from datagen.errors import JobError, SourceError, WriteError
 from datagen.job import Job, row_options
+from datagen.paths import as_recorded, same_place
 from datagen.redaction import redact_values
 from datagen.write.parts import COMMITTED_BY, part_ids
 from datagen.write.schema import SCHEMA_VERSIONS
@@ -30,6 +31,7 @@ MARKER = f"{META}/dataset.json"
 RUNS = f"{META}/runs"
 FORMAT_VERSION = 1
 TOKEN_LOGPROBS = "token_logprobs"
+_PLACES = ("model.checkpoint", "model.sam2", "model.sam2_config")
 
 _PACKAGES = (
     *("datagen", "numpy", "pillow", "pyarrow", "pycocotools", "ray", "safetensors", "sam2", "torch", "transformers"),
@@ -146,13 +148,16 @@ def other_options(store: Store, job: Job) -> dict[str, list[str]]:
     """
     if all(next(part_ids(store, table), None) is None for table in COMMITTED_BY.values()):
         return {}
-    defaults, now = row_options(Job().model_dump(mode="json")), row_options(job.model_dump(mode="json"))
+    defaults, now = row_options(Job().model_dump(mode="json")), row_options(job.located().model_dump(mode="json"))
     found = {}
     for record in run_records(store):
         # A killed run left no summary; it may have committed parts.
         if record.get("job") and (record.get("summary") or {}).get("parts") != 0:
-            then = defaults | row_options(record["job"])
-            found[str(record.get("run_id"))] = sorted(path for path in then.keys() | now.keys() if then.get(path) != now.get(path))
+            then = defaults | row_options(as_recorded(record["job"], record.get("model") or {}))
+            differ = (path for path in then.keys() | now.keys() if then.get(path) != now.get(path))
+            found[str(record.get("run_id"))] = sorted(
+                path for path in differ if not (path in _PLACES and same_place(then.get(path), now.get(path)))
+            )
     return {run_id: paths for run_id, paths in found.items() if paths}
 
 

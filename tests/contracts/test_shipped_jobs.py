@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from datagen.job import job_schema, load_job
-from datagen.pam.checkpoint import EMBEDDED
+from datagen.paths import EMBEDDED
 
 JOBS = sorted((Path(__file__).resolve().parents[2] / "pipelines").glob("*.yaml"))
 
