@@ -18,7 +18,7 @@ from datagen.errors import JobError
 from datagen.job import ModelOptions
 from datagen.pam.checkpoint import PERCEIVER, Checkpoint, checkpoint_folder, resolve_model
 from datagen.pam.front_end import FrontEnd
-from datagen.pam.llm import load_tokenizer
+from datagen.pam.llm import LLM_CONFIG_KEYS, load_tokenizer
 from datagen.pam.projector import Projector
 from datagen.pam.segmenter import HIERA_LARGE, build_segmenter, model_config
 from datagen.pam.semantic_perceiver import SemanticPerceiver
@@ -38,8 +38,8 @@ class Student(nn.Module):
         dim, hidden = int(getattr(segmenter, "hidden_dim")), int(config["hidden_size"])  # noqa: B009 (a Module hides it from mypy)
         self.folder, self.segmenter_config = folder, dict(segmenter_config)
         self.config = {**config, "mm_hidden_size": dim}
-        ignored = ("architectures", "model_type", "torch_dtype", "mm_projector_type", "mm_hidden_size")
-        llm = Qwen2Config(**{name: value for name, value in config.items() if name not in ignored}, initializer_range=0.02)
+        wanted = {name: config[name] for name in (*LLM_CONFIG_KEYS, "vocab_size", "eos_token_id") if name in config}
+        llm = Qwen2Config(**wanted | {"initializer_range": 0.02})
         self.segmenter = segmenter
         self.perceiver = SemanticPerceiver(dim=dim)
         self.llm = Qwen2ForCausalLM(llm)

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from datagen.errors import JobError
@@ -118,17 +119,25 @@ class Embedder(Protocol):
 def load_embedder(name: str) -> Embedder:
     """A sentence embedding model by folder or hub id, such as `sentence-transformers/all-MiniLM-L6-v2`, which Osprey and PAM use.
 
-    Raises JobError when sentence-transformers is not installed, or the model is not at hand.
+    Raises JobError when sentence-transformers is not installed, the model is not at hand, or it brings code of its own.
     """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise JobError("semantic similarity needs sentence-transformers: pip install 'datagen[similarity]'") from error
+    _refuse_code(Path(name))
     try:
-        model: Embedder = SentenceTransformer(name)
+        model: Embedder = SentenceTransformer(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise JobError(f"cannot load the sentence embedding model {name}: {error}") from error
     return model
+
+
+def _refuse_code(folder: Path) -> None:
+    """sentence-transformers runs the code that a folder on this machine brings, whatever it is told about trust."""
+    brought = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py")) if folder.is_dir() else []
+    if brought:
+        raise JobError(f"the sentence embedding model {folder} brings code ({', '.join(brought[:3])}), which would be run; use one without")
 
 
 def semantic_similarity(texts: Sequence[str], references: Sequence[Sequence[str]], embedder: Embedder) -> list[float]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from datagen.errors import ModelLoadError
 from datagen.job import ModelOptions
 from datagen.paths import EMBEDDED
+from datagen.plain_json import read_json
 from datagen.share import cache_folder
 
 TOWER = "model.vision_tower.sam2_model_predictor."
@@ -29,6 +29,13 @@ _SAM2_CONFIGS = {size: f"configs/sam2.1/sam2.1_hiera_{size}.yaml" for size in ("
 _SAM2_FILES = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
 _TINY_SHAPES = Path(__file__).with_name("tiny_shapes")
 WITHOUT_DOWNLOAD = "To try datagen without a download: --model tiny-shapes"
+_SIZES = {
+    **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings", "mm_hidden_size"), 2**24),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), 4096),
+    "num_hidden_layers": 1024,
+}
+"""Numbers of a checkpoint's config that are sizes, and the most that each may be: they decide how much is built."""
+
 AGAIN = "Download the checkpoint again, or use --model tiny-shapes"
 
 
@@ -40,7 +47,8 @@ class Checkpoint:
         config = self.folder / "config.json"
         if not config.is_file():
             raise ModelLoadError(f"{self.folder} is no checkpoint: it has no config.json. {WITHOUT_DOWNLOAD}")
-        self.config: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+        self.config: dict[str, Any] = read_json(config, "the config")
+        _check_sizes(self.config, config)
         self._file_of: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
@@ -58,12 +66,9 @@ class Checkpoint:
             raise ModelLoadError(f"{path} is no readable safetensors file ({error}). {AGAIN}") from error
 
     def weight_files(self) -> list[Path]:
-        """The safetensors files, in order. Raises ModelLoadError when one that the index names is missing."""
+        """The safetensors files, in order. Raises ModelLoadError when one that the index names is missing, or lies outside the folder."""
         index = self.folder / "model.safetensors.index.json"
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        else:
-            names = ["model.safetensors"]
+        names = _shards(index) if index.is_file() else ["model.safetensors"]
         missing = [name for name in names if not (self.folder / name).is_file()]
         if missing:
             raise ModelLoadError(f"{self.folder} lacks {', '.join(missing)}. {AGAIN}")
@@ -80,6 +85,25 @@ class Checkpoint:
                 for key in keys:
                     tensor = file.get_tensor(key)
                     yield key[len(prefix) :], tensor if dtype is None else tensor.to(dtype)
+
+
+def _shards(index: Path) -> list[str]:
+    weight_map = read_json(index, "the index").get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ModelLoadError(f"{index} has no `weight_map` of tensors to files. {AGAIN}")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors" or "\0" in name:
+            raise ModelLoadError(f"{index} names {name!r:.200}; expected a .safetensors file of the checkpoint's own folder. {AGAIN}")
+    return names
+
+
+def _check_sizes(config: dict[str, Any], where: Path) -> None:
+    for key, most in _SIZES.items():
+        value = config.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise ModelLoadError(f"{where}: {key} is {value!r:.80}; expected a number from 1 to {most}. {AGAIN}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +242,14 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         raise ModelLoadError(f"cannot read the SAM 2.1 weights {path}: {error}") from error
     if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
         raise ModelLoadError(f"{path} is no official SAM 2.1 file: expected a dict with the weights under `model`")
     state: dict[str, torch.Tensor] = data["model"]
+    strangers = [str(key) for key, value in state.items() if not isinstance(key, str) or not isinstance(value, torch.Tensor)]
+    if strangers:
+        raise ModelLoadError(f"{path} holds under `model` what is no weight: {', '.join(strangers[:5])!r:.200}")
     return state
 
 

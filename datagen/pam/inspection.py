@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from datagen.errors import ModelLoadError
 from datagen.job import ModelOptions
 from datagen.pam.checkpoint import PERCEIVER, TOWER, Checkpoint, resolve_model
 
@@ -86,15 +87,23 @@ def compare(config: Mapping[str, Any], shapes: Shapes, dtypes: Mapping[str, str]
 
 
 def expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every name and shape that a PAM checkpoint of this config has, without the copy of SAM 2.1 (built on the meta device)."""
+    """Every name and shape that a PAM checkpoint of this config has, without the copy of SAM 2.1 (built on the meta device).
+
+    Raises ModelLoadError for a config that no language model can be made of.
+    """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    from datagen.pam.llm import LLM_CONFIG_KEYS
     from datagen.pam.segmenter import without_values
     from datagen.pam.semantic_perceiver import SemanticPerceiver
 
-    with torch.device("meta"):
-        llm = Qwen2ForCausalLM(Qwen2Config(**{key: value for key, value in config.items() if key != "model_type"}))
+    wanted = {key: config[key] for key in (*LLM_CONFIG_KEYS, "vocab_size") if key in config}
+    try:
+        with torch.device("meta"):
+            llm = Qwen2ForCausalLM(Qwen2Config(**wanted))
+    except Exception as error:  # whatever a number or name that fits no model makes transformers raise
+        raise ModelLoadError(f"no language model can be made of config.json: {type(error).__name__}: {error}") from error
     with without_values():
         perceiver = SemanticPerceiver(dim=int(config.get("mm_hidden_size", 256)))
     shapes = {key: tuple(tensor.shape) for key, tensor in llm.state_dict().items()}

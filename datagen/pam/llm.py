@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 
 from datagen.errors import ModelLoadError
 from datagen.pam.checkpoint import AGAIN, Checkpoint
+from datagen.plain_json import read_json
 from datagen.share import cache_folder
 
-_FORMAT = "1"  # raise it when what is written changes, so that old cache entries are not used
+_FORMAT = "2"  # raise it when what is written changes, so that old cache entries are not used
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -28,7 +29,9 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-_CONFIG_KEYS = (
+_DTYPES = ("bfloat16", "float16", "float32")
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+LLM_CONFIG_KEYS = (
     "attention_dropout",
     "hidden_act",
     "hidden_size",
@@ -46,6 +49,8 @@ _CONFIG_KEYS = (
     "tie_word_embeddings",
     "use_sliding_window",
 )
+"""What of a checkpoint's config a language model is made of. The rest stays out: some of its entries name code that is fetched and run."""
+
 _EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 _LLM_PREFIXES = ("model.layers.", "model.norm.", _EMBEDDING, _HEAD)
@@ -59,9 +64,32 @@ def load_tokenizer(folder: str | Path) -> Any:
         # transformers would make an empty one.
         raise ModelLoadError(f"{folder} has no tokenizer (tokenizer.json, or vocab.json with merges.txt). Download the checkpoint again")
     try:
-        return Qwen2Tokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
+        with _plain_tokenizer(Path(folder)) as plain:
+            return Qwen2Tokenizer.from_pretrained(str(plain), local_files_only=True)
+    except ModelLoadError:
+        raise
+    except Exception as error:  # the tokenizers library raises Exception itself
         raise ModelLoadError(f"{folder} has no usable tokenizer ({error}). {AGAIN}") from error
+
+
+@contextmanager
+def _plain_tokenizer(folder: Path) -> Iterator[Path]:
+    """The folder, or one beside it for a while with the same tokenizer, where its own config names code or other files."""
+    path = folder / _TOKENIZER_CONFIG
+    settings = tokenizer_settings(folder)
+    if not path.is_file() or settings == read_json(path, "the tokenizer's config"):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="datagen-tokenizer-") as plain:
+        _write_tokenizer(folder, Path(plain))
+        yield Path(plain)
+
+
+def tokenizer_settings(folder: Path) -> dict[str, Any]:
+    """`tokenizer_config.json` of a checkpoint without its entries that name code, or files elsewhere: neither is ever asked for."""
+    path = folder / _TOKENIZER_CONFIG
+    settings = read_json(path, "the tokenizer's config") if path.is_file() else {}
+    return {key: value for key, value in settings.items() if key != "auto_map" and not key.endswith(("_file", "_files"))}
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -79,11 +107,14 @@ def stop_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
     Raises ModelLoadError when neither has one.
     """
     generation = checkpoint.folder / "generation_config.json"
-    configs = [json.loads(generation.read_text(encoding="utf-8"))] if generation.is_file() else []
+    configs = [read_json(generation, "the generation config")] if generation.is_file() else []
     for config in (*configs, checkpoint.config):
         ids = config.get("eos_token_id")
         if ids is not None:
-            return tuple(ids) if isinstance(ids, list) else (ids,)
+            found = tuple(ids) if isinstance(ids, list) else (ids,)
+            if not found or not all(isinstance(one, int) and 0 <= one < 2**31 for one in found):
+                raise ModelLoadError(f"{checkpoint.folder}: eos_token_id is {ids!r:.80}, expected ids of tokens. {AGAIN}")
+            return found
     raise ModelLoadError(f"{checkpoint.folder}: no eos_token_id in generation_config.json or config.json, so no answer would ever end")
 
 
@@ -118,6 +149,9 @@ def _is_tied(checkpoint: Checkpoint) -> bool:
 def _check(checkpoint: Checkpoint, vocabulary: int) -> None:
     where = checkpoint.folder
     wanted = [_EMBEDDING, "model.norm.weight", *(() if _is_tied(checkpoint) else (_HEAD,))]
+    lacks = [key for key in ("hidden_size", "num_hidden_layers") if key not in checkpoint.config]
+    if lacks:
+        raise ModelLoadError(f"{where}/config.json has no {', '.join(lacks)}. {AGAIN}")
     layers = range(checkpoint.config["num_hidden_layers"])
     missing = [key for key in wanted if key not in checkpoint.shapes]
     missing += [f"model.layers.{n}.*" for n in layers if f"model.layers.{n}.input_layernorm.weight" not in checkpoint.shapes]
@@ -148,17 +182,24 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _write(checkpoint: Checkpoint, vocabulary: int, folder: Path) -> None:
-    config = {key: checkpoint.config[key] for key in _CONFIG_KEYS if key in checkpoint.config}
+    config = {key: checkpoint.config[key] for key in LLM_CONFIG_KEYS if key in checkpoint.config}
     eos = list(stop_token_ids(checkpoint))
     config |= {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": vocabulary, "eos_token_id": eos[0]}
-    config["torch_dtype"] = checkpoint.config.get("torch_dtype", "bfloat16")
+    dtype = checkpoint.config.get("torch_dtype")
+    config["torch_dtype"] = dtype if dtype in _DTYPES else "bfloat16"
     _write_json(folder / "config.json", config)
     # Only the ends of an answer: the sampling values that checkpoints carry would silently change ours.
     _write_json(folder / "generation_config.json", {"eos_token_id": eos})
-    for name in _TOKENIZER_FILES:
-        if (checkpoint.folder / name).is_file():
-            shutil.copyfile(checkpoint.folder / name, folder / name)
+    _write_tokenizer(checkpoint.folder, folder)
     _write_weights(checkpoint, vocabulary, folder)
+
+
+def _write_tokenizer(source: Path, folder: Path) -> None:
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file() and name != _TOKENIZER_CONFIG:
+            shutil.copyfile(source / name, folder / name)
+    if (source / _TOKENIZER_CONFIG).is_file():
+        _write_json(folder / _TOKENIZER_CONFIG, tokenizer_settings(source))
 
 
 def _write_weights(checkpoint: Checkpoint, vocabulary: int, folder: Path) -> None:

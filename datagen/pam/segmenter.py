@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
 
 from datagen.errors import ModelLoadError
+from datagen.pam.sam2_config import HIERA_LARGE, build, model_node, read_config
 
-HIERA_LARGE = "configs/sam2.1/sam2.1_hiera_l.yaml"
-
-# A config may come with a downloaded checkpoint, and hydra calls whatever `_target_` names: only SAM 2's own modules may be built.
-_ALLOWED_TARGETS = frozenset(
-    {
-        "sam2.modeling.backbones.hieradet.Hiera",
-        "sam2.modeling.backbones.image_encoder.FpnNeck",
-        "sam2.modeling.backbones.image_encoder.ImageEncoder",
-        "sam2.modeling.memory_attention.MemoryAttention",
-        "sam2.modeling.memory_attention.MemoryAttentionLayer",
-        "sam2.modeling.memory_encoder.CXBlock",
-        "sam2.modeling.memory_encoder.Fuser",
-        "sam2.modeling.memory_encoder.MaskDownSampler",
-        "sam2.modeling.memory_encoder.MemoryEncoder",
-        "sam2.modeling.position_encoding.PositionEmbeddingSine",
-        "sam2.modeling.sam.transformer.RoPEAttention",
-        "sam2.modeling.sam2_base.SAM2Base",
-        "sam2.sam2_video_predictor.SAM2VideoPredictor",
-    }
-)
+__all__ = ["HIERA_LARGE", "build_segmenter", "check_state_dict", "model_config", "without_values"]
 
 # PAM was trained on the single-mask output; the fall-back to the best of three chooses its semantic token, never its mask.
 _REFERENCE_BEHAVIOUR: dict[str, Any] = {"multimask_output_in_sam": False, "binarize_mask_from_pts_for_mem_enc": True}
@@ -73,18 +49,11 @@ def build_segmenter(
 
 
 def model_config(config: Mapping[str, Any] | str) -> dict[str, Any]:
-    """The model node of a SAM 2 config in any form that `build_segmenter` takes, with the reference's behaviour set."""
-    data: Any = _read_config(config) if isinstance(config, str) else dict(config)
-    for key in ("resolved_model_config", "model"):
-        data = data.get(key, data) if isinstance(data, Mapping) else data
-    if not isinstance(data, Mapping) or "_target_" not in data:
-        raise ModelLoadError(
-            "this is no SAM 2 config: found no model node with a `_target_`. Use a config of the sam2 package, such as " + HIERA_LARGE
-        )
-    node: dict[str, Any] = copy.deepcopy(dict(data))
-    refused = sorted(set(_targets(node)) - _ALLOWED_TARGETS)
-    if refused:
-        raise ModelLoadError(f"the SAM 2 config wants to build {', '.join(refused)}; only modules of the sam2 package are allowed")
+    """The model node of a SAM 2 config in any form that `build_segmenter` takes, with the reference's behaviour set.
+
+    Plain data that names nothing but parts of SAM 2; anything else is a ModelLoadError (see sam2_config.py).
+    """
+    node = model_node(read_config(config) if isinstance(config, str) else config)
     node.update(_REFERENCE_BEHAVIOUR)
     node["sam_mask_decoder_extra_args"] = {**(node.get("sam_mask_decoder_extra_args") or {}), **_REFERENCE_DECODER}
     return node
@@ -129,36 +98,17 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], what: s
         raise ModelLoadError(f"{what} do not fit the model ({len(problems)} keys): " + "; ".join(problems[:20]))
 
 
-def _read_config(name: str) -> Any:
-    packaged = files("sam2").joinpath(name)
-    path = Path(name) if Path(name).is_file() else packaged
-    if not path.is_file():
-        raise ModelLoadError(f"no SAM 2 config named {name}: it is neither a file nor a config of the sam2 package, such as {HIERA_LARGE}")
-    text = path.read_text(encoding="utf-8")
-    # OmegaConf reads 1e-6 as a number, PyYAML as a string.
-    return json.loads(text) if name.endswith(".json") else OmegaConf.to_container(OmegaConf.create(text), resolve=True)
-
-
-def _targets(node: Any) -> Iterator[str]:
-    """Every `_target_` in a config, however deep."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _targets(value)
-
-
 def _instantiate(node: Mapping[str, Any]) -> SAM2Base:
-    size, cell = node.get("image_size", 512), 4 * node.get("backbone_stride", 16)  # SAM2Base's own defaults
+    size, stride = node.get("image_size", 512), node.get("backbone_stride", 16)  # SAM2Base's own defaults
+    if not isinstance(stride, int) or stride <= 0:
+        raise ModelLoadError(f"backbone_stride of the SAM 2 config is {stride!r}; expected a number of px, such as 16")
+    cell = 4 * stride
     if not isinstance(size, int) or size <= 0 or size % cell:
         raise ModelLoadError(
             f"image_size of the SAM 2 config is {size!r}; the perceiver merges four by four cells of the feature grid, "
             f"so it must be a multiple of {cell} px, such as {2 * cell} or {3 * cell}"
         )
-    return instantiate(OmegaConf.create(dict(node)), _recursive_=True)
+    return build(node)
 
 
 def _ready(model: SAM2Base) -> SAM2Base:

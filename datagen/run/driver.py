@@ -201,7 +201,7 @@ def _note_model(record: RunRecord, job: Job, model: ModelFiles | None) -> int:
         "license": model.license(),
         "sam2_weights": str(model.sam2_weights or "inside the checkpoint"),
         "sam2_config": model.sam2_config,
-        "sha256": weight_hashes(model.weight_files()),
+        "sha256": weight_hashes(model.weight_files(), model.checkpoint),
     }
     record.prompts = {f"{task}_{language}": image_prompt(task, language) for task, language in asked_keys(job.describe)}
     record.prompts |= {f"event_{language}": video_prompt(language, None) for language in job.describe.languages}

@@ -183,12 +183,20 @@ def hardware_facts() -> dict[str, Any]:
     }
 
 
-def weight_hashes(files: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
-    """File name -> 64 hex digits of its SHA-256."""
+def weight_hashes(files: Iterable[str | os.PathLike[str]], root: str | os.PathLike[str] | None = None) -> dict[str, str]:
+    """Path within `root` -> 64 hex digits of its SHA-256; a file elsewhere stands under its absolute path.
+
+    root: the checkpoint's folder; left out: the folder that all of the files have in common.
+    """
+    paths = [Path(os.path.abspath(path)) for path in files]
+    if not paths:
+        return {}
+    folder = Path(os.path.abspath(root) if root is not None else os.path.commonpath([path.parent for path in paths]))
     hashes = {}
-    for path in map(Path, files):
+    for path in paths:
         with path.open("rb") as file:
-            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            key = path.relative_to(folder) if path.is_relative_to(folder) else path
+            hashes[key.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
 
 

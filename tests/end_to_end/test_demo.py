@@ -78,7 +78,10 @@ def test_the_run_record_says_where_the_rows_come_from(summary: dict, corpus: Pat
     record = json.loads((corpus / "_datagen" / "runs" / f"{summary['run_id']}.json").read_text())
     assert record["status"] == "finished"
     assert record["model"]["checkpoint"] == "tiny-shapes"
-    assert all(len(digest) == 64 for digest in record["model"]["sha256"].values())
+    hashes = record["model"]["sha256"]
+    assert set(hashes) == {"model.safetensors", "sam2/model.safetensors"}
+    assert len(set(hashes.values())) == 2
+    assert all(len(digest) == 64 for digest in hashes.values())
     assert record["prompts"]["label_en"].startswith("<|im_start|>system")
     assert record["summary"]["usage"]["output_tokens"] > 0
     assert {"torch", "sam2", "ray", "transformers"} <= record["packages"].keys()

@@ -101,6 +101,17 @@ def test_weight_hashes_are_those_of_the_files(tmp_path):
     assert weight_hashes([tmp_path / "w.bin"]) == {"w.bin": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
 
 
+def test_weights_of_one_name_in_two_folders_are_two(tmp_path):
+    for name in ("a/model.safetensors", "a/sam2/model.safetensors", "b/model.safetensors"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    inside, beside = [tmp_path / "a/model.safetensors", tmp_path / "a/sam2/model.safetensors"], tmp_path / "b/model.safetensors"
+    assert list(weight_hashes(inside)) == ["model.safetensors", "sam2/model.safetensors"]
+    hashes = weight_hashes([*inside, beside], tmp_path / "a")
+    assert list(hashes) == ["model.safetensors", "sam2/model.safetensors", str(beside)]
+    assert len(set(hashes.values())) == 3
+
+
 def test_the_card_tells_what_is_there(tmp_path):
     store = write_dataset(tmp_path, mixed_parts())
     write_card(store, fake_job(describe={"engine": "fake", "languages": ["en", "zh"]}))
