@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from datagen.pam.front_end import Decoded, FrontEnd
 from datagen.pam.gradients import no_gradients_unless_training
+
+_LOGIT_LIMIT = 32.0  # of a mask that the decoder starts from, as in SAM 2's predictor
 
 
 @dataclass(slots=True)
@@ -67,6 +69,15 @@ class StepOutput:
 
 
 @dataclass(slots=True)
+class ObjectMemory:
+    """What is remembered of one object on one frame. features: (1, 64, G, G). pointer: (1, 256). codes: position codes, one (1, 64, G, G)."""
+
+    features: Tensor
+    pointer: Tensor
+    codes: list[Tensor]
+
+
+@dataclass(slots=True)
 class MemoryBank:
     """What is remembered of K objects that were prompted on the same frames, in the form `track_step` reads.
 
@@ -77,6 +88,28 @@ class MemoryBank:
 
     codes: list[Tensor] = field(default_factory=list)
     outputs: dict[str, dict[int, dict[str, Any]]] = field(default_factory=lambda: {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}})
+
+    @classmethod
+    def of(cls, memories: Sequence[ObjectMemory], frame_index: int) -> MemoryBank:
+        """A bank of K objects that remembers of each what was seen before, as if that had been a prompted frame `frame_index`."""
+        bank = cls([code.expand(len(memories), -1, -1, -1) for code in memories[0].codes])
+        bank.outputs["cond_frame_outputs"][frame_index] = {
+            "maskmem_features": torch.cat([memory.features for memory in memories]),
+            "maskmem_pos_enc": bank.codes,
+            "obj_ptr": torch.cat([memory.pointer for memory in memories]),
+        }
+        return bank
+
+    def exact(self) -> MemoryBank:
+        """A copy in float32."""
+        outputs = {
+            kind: {
+                index: {key: value if isinstance(value, list) else value.float() for key, value in out.items()}
+                for index, out in found.items()
+            }
+            for kind, found in self.outputs.items()
+        }
+        return MemoryBank(self.codes, outputs)
 
     def forget(self, next_frames: Sequence[int], feature_reach: int, pointer_reach: int) -> None:
         """Drop what no tracking of `next_frames` can read: features further than one reach, object pointers further than the other."""
@@ -119,19 +152,46 @@ class Tracker:
 
         parts: (rows of the bank, their prompts), one per kind of prompt; together every row once.
         """
-        # One frame per object, so float32 costs little, and bfloat16 has too few bits for the coordinates of prompts.
-        exact = FrameFeatures([level.float() for level in features.levels], features.positions, features.sizes)
+        exact = _exact(features)
         with torch.autocast(self.front_end.device.type, enabled=False):
             answers = [self._step(MemoryBank(), exact, frame_index, num_frames, prompts=prompts) for _, prompts in parts]
         memories = [memory for _, memory in answers]
         order = torch.tensor([row for rows, _ in parts for row in rows], device=self.front_end.device).argsort()
         memory: dict[str, Any] = {key: torch.cat([part[key] for part in memories])[order] for key in ("maskmem_features", "obj_ptr")}
-        # As in the reference: the memory of prompted frames is rounded to bfloat16, whatever the arithmetic.
-        memory["maskmem_features"] = memory["maskmem_features"].bfloat16().to(self.front_end.dtype)
         bank.codes = [code[:1].clone().expand(len(order), -1, -1, -1) for code in memories[0]["maskmem_pos_enc"]]
-        memory["maskmem_pos_enc"] = bank.codes
-        bank.outputs["cond_frame_outputs"][frame_index] = memory
+        self._keep(bank, frame_index, memory)
         return _merge([step for step, _ in answers], order)
+
+    @no_gradients_unless_training
+    def correct(
+        self, bank: MemoryBank, features: FrameFeatures, frame_index: int, num_frames: int, prompts: TrackPrompts, reverse: bool = False
+    ) -> StepOutput:
+        """Find the bank's K objects in one frame as `track` does, and correct what is found by clicks; remember it as a prompted frame.
+
+        As SAM 2's predictor does with clicks on a frame that was tracked before: the decoder starts from the tracked mask, and memory
+        stays in sight. prompts: points and labels, as many for each object.
+        """
+        exact, remembered = _exact(features), bank.exact()
+        with torch.autocast(self.front_end.device.type, enabled=False):
+            tracked, _ = self._step(remembered, exact, frame_index, num_frames, reverse=reverse)
+            clicks = replace(prompts, mask_logits=tracked.logits.clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT))
+            step, memory = self._step(remembered, exact, frame_index, num_frames, prompts=clicks, reverse=reverse, corrects=True)
+        self._keep(bank, frame_index, memory)
+        return step
+
+    @no_gradients_unless_training
+    def remember(self, features: FrameFeatures, prompts: TrackPrompts) -> ObjectMemory:
+        """What one object looks like where a prompt shows it, to be looked for in other frames."""
+        bank = MemoryBank()
+        self.condition(bank, features, 0, 1, [([0], prompts)])
+        memory = bank.outputs["cond_frame_outputs"][0]
+        return ObjectMemory(memory["maskmem_features"], memory["obj_ptr"], bank.codes)
+
+    def _keep(self, bank: MemoryBank, frame_index: int, memory: dict[str, Any]) -> None:
+        """Remember a prompted frame. As in the reference, its features are rounded to bfloat16, whatever the arithmetic."""
+        features = memory["maskmem_features"].bfloat16().to(self.front_end.dtype)
+        kept = {"maskmem_features": features, "maskmem_pos_enc": bank.codes, "obj_ptr": memory["obj_ptr"]}
+        bank.outputs["cond_frame_outputs"][frame_index] = kept
 
     @no_gradients_unless_training
     def track(self, bank: MemoryBank, features: FrameFeatures, frame_index: int, num_frames: int, reverse: bool = False) -> StepOutput:
@@ -154,12 +214,13 @@ class Tracker:
         num_frames: int,
         prompts: TrackPrompts | None = None,
         reverse: bool = False,
+        corrects: bool = False,
     ) -> tuple[StepOutput, dict[str, Any]]:
         points, masks, mask_logits, num_objects = self._inputs(bank, prompts)
         with _capture(self.segmenter.sam_mask_decoder) as captured:
             out = self.segmenter.track_step(
                 frame_idx=frame_index,
-                is_init_cond_frame=prompts is not None,
+                is_init_cond_frame=prompts is not None and not corrects,
                 current_vision_feats=[level.expand(-1, num_objects, -1) for level in features.levels],
                 current_vision_pos_embeds=[code.expand(-1, num_objects, -1) for code in features.positions],
                 feat_sizes=features.sizes,
@@ -223,6 +284,11 @@ def _capture(decoder: Any) -> Iterator[_Captured]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _exact(features: FrameFeatures) -> FrameFeatures:
+    """In float32: one frame per object costs little, and bfloat16 has too few bits for the coordinates of prompts."""
+    return FrameFeatures([level.float() for level in features.levels], features.positions, features.sizes)
 
 
 def _sequence(level: Tensor) -> Tensor:

@@ -52,18 +52,32 @@ def check_prompt(prompt: Prompt, width: int, height: int) -> None:
         _check_mask(prompt.mask, width, height)
 
 
+def has_positive(prompt: Prompt) -> bool:
+    """Whether a prompt says where its object is, rather than only where it is not."""
+    return prompt.box is not None or prompt.mask is not None or 1 in prompt.labels
+
+
 def merge_prompts(first: Prompt, second: Prompt) -> Prompt:
-    """One prompt from two about the same object on the same frame. Raises PromptError (`prompt_conflict`) for two boxes or two masks."""
+    """One prompt from two about the same object on the same frame; what both say alike is said once.
+
+    Raises PromptError (`prompt_conflict`) for two different boxes or masks, and for one point both inside and outside.
+    """
     for name in ("box", "mask"):
-        if getattr(first, name) is not None and getattr(second, name) is not None:
+        one, other = getattr(first, name), getattr(second, name)
+        if one is not None and other is not None and one != other:
             message = f"two prompts give one object a {name} on the same frame; keep one, or give them different object_ids"
             raise PromptError(message, code="prompt_conflict")
+    clicks = dict.fromkeys(zip([*first.points, *second.points], [*first.labels, *second.labels], strict=True))
+    points = [point for point, _ in clicks]
+    if len(set(points)) < len(points):
+        message = "two prompts have one point inside and outside of one object on the same frame; keep one of them"
+        raise PromptError(message, code="prompt_conflict")
     return replace(
         first,
         box=first.box or second.box,
         mask=first.mask or second.mask,
-        points=[*first.points, *second.points],
-        labels=[*first.labels, *second.labels],
+        points=points,
+        labels=[label for _, label in clicks],
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from datagen.errors import PromptError
 from datagen.masks import decode_mask, mask_box
-from datagen.pam.tracker import FrameFeatures, MemoryBank, StepOutput, Tracker, TrackPrompts
-from datagen.perceive.prompts import EncodedPrompt, encode_prompt
+from datagen.pam.tracker import FrameFeatures, MemoryBank, ObjectMemory, StepOutput, Tracker, TrackPrompts
+from datagen.perceive.prompts import EncodedPrompt, encode_prompt, has_positive
 from datagen.perceive.regions import image_masks
 from datagen.records import Frame, Prompt, Track, TrackFrame, TrackTokens
 
@@ -45,12 +46,14 @@ def track_clip(
     *,
     objects_per_call: int = 16,
     backward: bool = True,
+    memories: Mapping[int, ObjectMemory] | None = None,
 ) -> list[Track]:
     """Follow every object through a clip of `num_frames` frames; see `ClipTracking`.
 
     Raises PromptError for a prompt that makes no sense, ValueError for frames missing or out of order.
     """
-    tracking = ClipTracking(tracker, objects, num_frames, width, height, objects_per_call=objects_per_call, backward=backward)
+    options: dict[str, Any] = {"objects_per_call": objects_per_call, "backward": backward, "memories": memories}
+    tracking = ClipTracking(tracker, objects, num_frames, width, height, **options)
     found: list[list[TrackFrame]] = [[] for _ in objects]
     for frame in frames:
         for item in tracking.push(frame):
@@ -63,10 +66,16 @@ def track_clip(
 
 @dataclass(slots=True)
 class _Group:
-    """Objects prompted on the same frames: they share a memory bank, and a call."""
+    """Objects prompted on the same frames: they share a memory bank, and a call.
+
+    asked: frames whose prompts say where the objects are. corrected: those whose clicks only say where they are not. first: where they are
+    first known, from where they are followed backward and forward; -1 when they are remembered from before the clip.
+    """
 
     objects: list[int]
-    prompted: tuple[int, ...]
+    asked: tuple[int, ...]
+    corrected: frozenset[int]
+    first: int
     selected: list[int]
     bank: MemoryBank = field(default_factory=MemoryBank)
 
@@ -75,7 +84,9 @@ class ClipTracking:
     """The tracks of one clip in the making: push its frames in order.
 
     objects: for each object, its prompts by frame index; one prompt may hold a box, points and a mask together. A mask alone is
-    taken as the answer, as in SAM 2. width and height: of the video, px; prompts and masks are at this size. objects_per_call:
+    taken as the answer, as in SAM 2. Points that are all outside the object correct the mask that tracking finds on their frame; the first
+    prompt of an object says where it is, unless `memories` (by number of the object) do: it is then looked for from the first frame on.
+    width and height: of the video, px; prompts and masks are at this size. objects_per_call:
     objects that share a call of memory attention and mask decoder; more need more memory. backward: also follow an object
     through the frames before its first prompt. Raises PromptError (codes of `encode_prompt`, `prompt_frame`).
 
@@ -92,14 +103,16 @@ class ClipTracking:
         *,
         objects_per_call: int = 16,
         backward: bool = True,
+        memories: Mapping[int, ObjectMemory] | None = None,
     ) -> None:
         self.tracker, self.num_frames, self.width, self.height = tracker, num_frames, width, height
         self._objects = [dict(prompts) for prompts in objects]
-        self._encoded = [self._encode_prompts(prompts) for prompts in self._objects]
+        self._memories = dict(memories or {})
+        self._encoded = [self._encode_prompts(number, prompts) for number, prompts in enumerate(self._objects)]
         self._backward = backward
         self._groups = self._make_groups(objects_per_call)
-        prompted = [frame for group in self._groups for frame in group.prompted]
-        self._first_prompted, self._last_prompted = min(prompted, default=-1), max(prompted, default=-1)
+        self._first_known = min((group.first for group in self._groups), default=-1)
+        self._last_asked = max((frame for group in self._groups for frame in group.asked), default=-1)
         self._tokens: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in objects]
         self._held: list[Frame] = []
         self._next_index = 0
@@ -113,11 +126,11 @@ class ClipTracking:
         """
         self._check(frame)
         self._next_index += 1
-        if frame.frame_index > self._last_prompted:
+        if frame.frame_index > self._last_asked:
             return self._track(self._groups, frame)
-        if self._backward or frame.frame_index >= self._first_prompted:
+        if self._backward or frame.frame_index >= self._first_known:
             self._held.append(frame)
-        if frame.frame_index < self._last_prompted:
+        if frame.frame_index < self._last_asked:
             return []
         found = self._start()
         self._held.clear()
@@ -137,25 +150,34 @@ class ClipTracking:
             is_bfloat16=self.tracker.front_end.dtype == torch.bfloat16,
         )
 
-    def _encode_prompts(self, prompts: Mapping[int, Prompt]) -> dict[int, EncodedPrompt]:
-        if not prompts:
+    def _encode_prompts(self, number: int, prompts: Mapping[int, Prompt]) -> dict[int, EncodedPrompt]:
+        if not prompts and number not in self._memories:
             raise PromptError("an object without a prompt cannot be tracked", code="prompt_empty")
         outside = [index for index in prompts if not 0 <= index < self.num_frames]
         if outside:
             message = f"prompts ask about frames {outside}; the clip has frames 0 to {self.num_frames - 1}"
             raise PromptError(message, code="prompt_frame")
         size = self.tracker.front_end.image_size
-        return {index: encode_prompt(prompt, self.width, self.height, size) for index, prompt in prompts.items()}
+        encoded = {index: encode_prompt(prompt, self.width, self.height, size) for index, prompt in prompts.items()}
+        if number not in self._memories and not has_positive(prompts[first := min(prompts)]):
+            message = f"the first prompt of an object, on frame {first} of the clip, says only where it is not; say where it is"
+            raise PromptError(message, code="prompt_negative")
+        return encoded
 
     def _make_groups(self, objects_per_call: int) -> list[_Group]:
-        alike: dict[tuple[int, ...], list[int]] = {}
-        for index, prompts in enumerate(self._objects):
-            alike.setdefault(tuple(sorted(prompts)), []).append(index)
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for number, prompts in enumerate(self._objects):
+            asked = tuple(sorted(index for index, prompt in prompts.items() if has_positive(prompt)))
+            clicks = tuple(sorted((index, len(prompt.points)) for index, prompt in prompts.items() if index not in asked))
+            alike.setdefault((asked, clicks, number in self._memories), []).append(number)
         groups = []
-        for prompted, members in alike.items():
-            selected = selected_frames(0 if self._backward else prompted[0], self.num_frames)
-            chunks = [members[start : start + objects_per_call] for start in range(0, len(members), objects_per_call)]
-            groups += [_Group(chunk, prompted, selected) for chunk in chunks]
+        for (asked, clicks, is_remembered), members in alike.items():
+            first = -1 if is_remembered else asked[0]
+            selected = selected_frames(0 if self._backward else max(first, 0), self.num_frames)
+            for start in range(0, len(members), objects_per_call):
+                chunk = members[start : start + objects_per_call]
+                bank = MemoryBank.of([self._memories[number] for number in chunk], -1) if is_remembered else MemoryBank()
+                groups.append(_Group(chunk, asked, frozenset(index for index, _ in clicks), first, selected, bank))
         return groups
 
     def _check(self, frame: Frame) -> None:
@@ -170,13 +192,13 @@ class ClipTracking:
         found = []
         for frame in self._held:
             for group in self._groups:
-                if frame.frame_index in group.prompted:
+                if frame.frame_index in group.asked:
                     found += self._condition(group, frame)
         for frame in reversed(self._held) if self._backward else ():
-            found += self._track([group for group in self._groups if frame.frame_index < group.prompted[0]], frame, reverse=True)
+            found += self._track([group for group in self._groups if frame.frame_index < group.first], frame, reverse=True)
         for frame in self._held:
-            later = [group for group in self._groups if frame.frame_index > group.prompted[0]]
-            found += self._track([group for group in later if frame.frame_index not in group.prompted], frame)
+            later = [group for group in self._groups if frame.frame_index > group.first]
+            found += self._track([group for group in later if frame.frame_index not in group.asked], frame)
         return found
 
     def _condition(self, group: _Group, frame: Frame) -> list[TrackFrame]:
@@ -213,9 +235,14 @@ class ClipTracking:
     def _track(self, groups: Sequence[_Group], frame: Frame, reverse: bool = False) -> list[TrackFrame]:
         found = []
         for group in groups:
-            step = self.tracker.track(group.bank, self._encode(frame), frame.frame_index, self.num_frames, reverse)
+            place = group.bank, self._encode(frame), frame.frame_index, self.num_frames
+            if frame.frame_index in group.corrected:
+                encoded = [self._encoded[member][frame.frame_index] for member in group.objects]
+                step = self.tracker.correct(*place, self._prompts(encoded, []), reverse)
+            else:
+                step = self.tracker.track(*place, reverse)
             # What lies around the first prompt is also read when tracking turns forward there.
-            coming = (frame.frame_index - 1, group.prompted[0] + 1) if reverse else (frame.frame_index + 1,)
+            coming = (frame.frame_index - 1, group.first + 1) if reverse else (frame.frame_index + 1,)
             group.bank.forget(coming, self.tracker.feature_reach, self.tracker.pointer_reach)
             found += self._finish(group, step, frame)
         return found
@@ -244,6 +271,18 @@ class ClipTracking:
                 image, semantic = (tokens.cpu() for tokens in self.tracker.front_end.perceive(step.decoded, coarse))
                 for row, member in enumerate(group.objects):
                     self._tokens[member].update(dict.fromkeys(chosen, (image[row], semantic[row])))
+
+
+def remember(tracker: Tracker, pixels: NDArray[np.uint8], prompt: Prompt, width: int, height: int) -> ObjectMemory:
+    """What an object looks like, from a frame that it was seen in, and what shows it there. pixels: (S, S, 3) uint8. Raises PromptError."""
+    size = tracker.front_end.image_size
+    encoded = encode_prompt(prompt, width, height, size)
+    if prompt.type == "mask" and prompt.mask is not None:
+        prompts = TrackPrompts(masks=_model_mask(decode_mask(prompt.mask), size)[None])
+    else:
+        logits = None if encoded.mask_logits is None else torch.from_numpy(encoded.mask_logits)[None]
+        prompts = TrackPrompts(torch.from_numpy(encoded.points)[None], torch.from_numpy(encoded.labels)[None], logits)
+    return tracker.remember(tracker.encode(torch.tensor(pixels)), prompts)
 
 
 def _model_mask(mask: NDArray[np.bool_], size: int) -> Tensor:

@@ -10,7 +10,7 @@ from tracker_model import HEIGHT, SIZE, WIDTH, box_at, frames, picture, small_fr
 
 from datagen.masks import decode_mask, encode_mask
 from datagen.pam.tracker import MemoryBank, Tracker, TrackPrompts
-from datagen.perceive.tracking import track_clip
+from datagen.perceive.tracking import remember, track_clip
 from datagen.records import Frame, Prompt
 
 NUM_FRAMES = 20
@@ -74,6 +74,46 @@ def test_tracks_equal_the_official_video_predictor(tracker, video, name):
         mask, score = expected[item.frame_index]
         assert item.object_score == pytest.approx(score, abs=score_tolerance)
         assert np.count_nonzero(decode_mask(item.mask) ^ mask) <= pixel_tolerance
+
+
+@pytest.mark.parametrize("points", [[(150, 120)], [(110, 48), (20, 20)]])
+def test_clicks_outside_correct_the_tracked_mask_as_the_official_video_predictor_does(tracker, video, points):
+    box, at, labels = box_at(0), 8, [0] * len(points)
+    predictor = tracker.segmenter
+    predictor.add_all_frames_to_correct_as_cond = True
+    try:
+        state = predictor.init_state(video)
+        predictor.add_new_points_or_box(state, 0, 1, box=box)
+        tracked = {index: (masks[0, 0] > 0).numpy() for index, _, masks in predictor.propagate_in_video(state)}
+        predictor.add_new_points_or_box(state, at, 1, points=points, labels=labels)
+        corrected = {index: (masks[0, 0] > 0).numpy() for index, _, masks in predictor.propagate_in_video(state, start_frame_idx=at)}
+    finally:
+        predictor.add_all_frames_to_correct_as_cond = False
+    prompts = {0: Prompt(box=box), at: Prompt(points=points, labels=labels)}
+    [track] = track_clip(tracker, read_jpegs(video), [prompts], NUM_FRAMES, WIDTH, HEIGHT)
+
+    found = [decode_mask(item.mask) for item in track.frames]
+    expected = [corrected.get(index, tracked[index]) for index in range(NUM_FRAMES)]
+    # Memory of tracked frames is rounded to bfloat16 by the official package.
+    assert max(np.count_nonzero(one ^ other) for one, other in zip(found, expected, strict=True)) <= 4
+    assert np.count_nonzero(found[at] ^ tracked[at]) > 8  # the clicks do something
+
+
+def test_what_is_remembered_of_an_object_finds_it_as_in_one_clip(tracker, video):
+    whole = read_jpegs(video)
+    given = encode_mask(disc(40, 48, 20))
+    [expected] = track_clip(tracker, whole, [{0: Prompt(mask=given)}], NUM_FRAMES, WIDTH, HEIGHT)
+    memory = remember(tracker, whole[0].pixels, Prompt(mask=given), WIDTH, HEIGHT)
+    later = [frame._replace(frame_index=frame.frame_index - 1) for frame in whole[1:]]
+    other = {2: Prompt(box=box_at(3, 1))}
+
+    found, beside = track_clip(tracker, later, [{}, other], NUM_FRAMES - 1, WIDTH, HEIGHT, memories={0: memory})
+
+    assert [item.mask for item in found.frames] == [item.mask for item in expected.frames[1:]]
+    assert [item.object_score for item in found.frames] == pytest.approx([item.object_score for item in expected.frames[1:]], abs=1e-4)
+    [alone] = track_clip(tracker, later, [other], NUM_FRAMES - 1, WIDTH, HEIGHT)
+    assert [item.mask for item in beside.frames] == [item.mask for item in alone.frames]
+    assert found.tokens.frame_indices[0] == 0
 
 
 def read_jpegs(folder: str) -> list[Frame]:

@@ -176,6 +176,8 @@ def test_bfloat16_tracks_are_near_those_of_float32(tracker, monkeypatch):
         ({NUM_FRAMES: Prompt(box=box_at(0))}, "prompt_frame"),
         ({-1: Prompt(box=box_at(0))}, "prompt_frame"),
         ({0: Prompt()}, "prompt_empty"),
+        ({4: Prompt(points=[(9, 9)], labels=[0])}, "prompt_negative"),
+        ({4: Prompt(points=[(9, 9)], labels=[0]), 6: Prompt(box=box_at(6))}, "prompt_negative"),
         ({3: Prompt(box=(0, 0, 900, 40))}, "prompt_outside"),
         ({3: Prompt(mask=encode_mask(np.ones((4, 4), dtype=bool)))}, "prompt_mask_size"),
     ],
