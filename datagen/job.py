@@ -80,7 +80,9 @@ class SourceOptions(Options):
     )
     allow_local_uris: bool = Field(False, description="let a manifest or COCO file in a bucket name files of this machine")
     media: Literal["image", "video", "any"] = Field(
-        "image", description="what is listed from a folder or tars; the other kind is skipped and counted"
+        "image",
+        description="what is listed from a folder or tars; the other kind is skipped and counted. An animation (.gif, .apng) is a video "
+        "where this is `video`, and else a picture, its first",
     )
     coco_prompt: Literal["box", "mask"] = Field("box", description="which part of a COCO annotation becomes the prompt")
     reprocess_changed: bool = Field(False, description="count a file whose size or time changed as a new asset")

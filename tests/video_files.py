@@ -55,15 +55,16 @@ def write_video(
     b_frames: int = 0,
     options: dict[str, str] | None = None,
     muxer: dict[str, str] | None = None,
+    container_format: str | None = None,
 ) -> Path:
-    """Encode (H, W, 3) uint8 RGB frames, `fps` a second or at `times_ms`; the container is the one of the suffix.
+    """Encode (H, W, 3) uint8 RGB frames, `fps` a second or at `times_ms`; the container is the one of the suffix, or as named.
 
     turn: how the frames are to be turned for display: degrees clockwise, then whether mirrored left to right.
     """
     frames = list(frames)
     base = Fraction(1, fps if times_ms is None else 1000)
     times = range(len(frames)) if times_ms is None else times_ms
-    with av.open(str(path), "w", options=muxer or {}) as container:
+    with av.open(str(path), "w", format=container_format, options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=fps, options={**ENCODERS.get(codec, {}), **(options or {})})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt, stream.codec_context.time_base = pix_fmt, base

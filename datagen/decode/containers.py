@@ -6,14 +6,32 @@ import os
 from typing import BinaryIO
 
 # FFmpeg's names of the demuxers that are used; its many others stay closed, playlists that name other files above all.
-DEMUXERS = "mov,matroska,webm,avi,mpegts,mpeg,asf,flv"
+# Raw streams (.264, .hevc, .m2v) stay closed, too: they hold no times.
+DEMUXERS = "mov,matroska,webm,avi,mpegts,mpeg,asf,flv,ogg,mxf,ivf,dv,rm,yuv4mpegpipe,gif,apng"
 
 _EBML = b"\x1aE\xdf\xa3"
 _SEGMENT = b"\x18S\x80g"
 _ISO_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp"})
+_LATER_ISO_BOXES = frozenset({b"sidx", b"ssix", b"mfra", b"meta", b"udta", b"uuid", b"pnot", b"prft", b"emsg", b"pdin"})
 _ASF = bytes.fromhex("3026b2758e66cf11")
-_TS_PACKET_BYTES = 188
-_HEAD_BYTES = 512
+_TS_SYNC = b"\x47"
+# Packets of transport streams: bytes each, and where in them the sync byte is (Blu-ray and cameras put a time before it).
+_TS_PACKETS = ((188, 0), (192, 4), (204, 0))
+_HEAD_BYTES = 1024
+_MAGIC = (
+    (_EBML, "matroska"),
+    (b"\x00\x00\x01\xba", "mpeg"),
+    (_ASF, "asf"),
+    (b"FLV", "flv"),
+    (b"OggS", "ogg"),
+    (b"\x06\x0e\x2b\x34", "mxf"),
+    (b"DKIF", "ivf"),
+    (b".RMF", "rm"),
+    (b"YUV4MPEG2", "y4m"),
+    (b"GIF8", "gif"),
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"\x1f\x07\x00", "dv"),
+)
 
 
 def claimed_container(head: bytes) -> str | None:
@@ -22,10 +40,9 @@ def claimed_container(head: bytes) -> str | None:
         return "mp4"
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "avi"
-    if len(head) >= _TS_PACKET_BYTES and head[::_TS_PACKET_BYTES].strip(b"\x47") == b"":
+    if any(len(head) >= size and head[start::size].strip(_TS_SYNC) == b"" for size, start in _TS_PACKETS):
         return "mpegts"
-    magic = ((_EBML, "matroska"), (b"\x00\x00\x01\xba", "mpeg"), (_ASF, "asf"), (b"FLV", "flv"))
-    return next((name for start, name in magic if head.startswith(start)), None)
+    return next((name for start, name in _MAGIC if head.startswith(start)), None)
 
 
 def container_of(path: str) -> tuple[str | None, bool]:
@@ -39,13 +56,13 @@ def container_of(path: str) -> tuple[str | None, bool]:
             case "matroska":
                 return "matroska", _matroska_is_cut(head, size)
             case "avi":
-                return "avi", int.from_bytes(head[4:8], "little") + 8 > size
+                return "avi", _avi_is_cut(file, size)
             case name:
                 return name, False
 
 
 def _mp4_is_cut(file: BinaryIO, size: int) -> bool:
-    """Whether a top-level box reaches beyond the end, or the one with the tables (moov) never comes."""
+    """Whether a top-level box reaches beyond the end, or the one with the tables (moov) never comes. Whatever follows the boxes is none."""
     position, seen = 0, set()
     while position + 8 <= size:
         file.seek(position)
@@ -55,11 +72,24 @@ def _mp4_is_cut(file: BinaryIO, size: int) -> bool:
             length = int.from_bytes(header[8:16], "big")
         if length == 0:
             length = size - position
-        if length < 8:
-            return False
+        if length < 8 or kind not in _ISO_BOXES | _LATER_ISO_BOXES:
+            break
         seen.add(kind)
         position += length
     return position > size or (b"mdat" in seen and b"moov" not in seen)
+
+
+def _avi_is_cut(file: BinaryIO, size: int) -> bool:
+    """Whether one of its RIFF chunks (more than one in a file of gigabytes) reaches beyond the end."""
+    position, first = 0, True
+    while position + 12 <= size:
+        file.seek(position)
+        header = file.read(12)
+        if header[:4] != b"RIFF" or not (first or header[8:] == b"AVIX"):
+            break
+        length = int.from_bytes(header[4:8], "little")
+        position, first = position + 8 + length + length % 2, False
+    return position > size + 1
 
 
 def _matroska_is_cut(head: bytes, size: int) -> bool:

@@ -40,7 +40,7 @@ class BucketSource:
         """Stream the assets."""
         self.skipped.clear()
         for file in list_files(self.uri, self._s3):
-            media_type = media_type_of(file.uri)
+            media_type = media_type_of(file.uri, self.media)
             if media_type == "other" or self.media not in (media_type, "any"):
                 self.skipped["other file" if media_type == "other" else media_type] += 1
                 continue

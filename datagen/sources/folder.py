@@ -35,7 +35,7 @@ class FolderSource:
         """Stream the assets. Raises SourceError when the folder itself cannot be listed; sub-folders are counted and skipped."""
         self.skipped.clear()
         for path in self.files():
-            media_type = media_type_of(path)
+            media_type = media_type_of(path, self.media)
             if media_type == "other" or self.media not in (media_type, "any"):
                 self.skipped["other file" if media_type == "other" else media_type] += 1
                 continue

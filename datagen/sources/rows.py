@@ -17,7 +17,7 @@ from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset, Failure, Prompt, asset_id_of
 from datagen.remote import checked_uri, is_remote, open_file, redacted, version_of
 from datagen.sources.prompts import parse_prompts, parse_shorthand
-from datagen.sources.uris import Roots, inside, media_type_of, path_of_uri, uri_of, version_of_path
+from datagen.sources.uris import Media, Roots, inside, media_type_of, path_of_uri, uri_of, version_of_path
 from datagen.tables import BadRow
 
 # Columns with a meaning; every other one passes through to `Asset.extra`.
@@ -35,13 +35,14 @@ class RowReader:
     roots: Roots
     s3: S3Options
     reprocess_changed: bool = False
+    media: Media = "any"
 
     @classmethod
     def of(cls, manifest: str, options: SourceOptions, s3: S3Options) -> RowReader:
         """The reader for a manifest's rows as the job wants them. Raises SourceError for a `media_root` that is none."""
         local_allowed = options.allow_local_uris or not is_remote(manifest)
         roots = Roots(_root_of(manifest, options.media_root), options.media_root is not None, local_allowed)
-        return cls(manifest, roots, s3, options.reprocess_changed)
+        return cls(manifest, roots, s3, options.reprocess_changed, options.media)
 
     def assets(self, rows: Iterable[tuple[int, _Row]], make: Callable[[_Row, int], Asset]) -> Iterator[Asset]:
         """make(row, number) for each (number, row), in order; several at a time where each asks a bucket for its file's version."""
@@ -74,7 +75,8 @@ class RowReader:
             text = redacted(str(plain(uri)))
             return Asset(asset_id_of(text), text, failure=Failure(error.code, f"{where}: {plain(error.message)}"))
         version = self._version(resolved) if self.reprocess_changed else ""
-        return Asset(asset_id or asset_id_of(resolved, version), resolved, "video" if media_type_of(resolved) == "video" else "image")
+        media_type = "video" if media_type_of(resolved, self.media) == "video" else "image"
+        return Asset(asset_id or asset_id_of(resolved, version), resolved, media_type)
 
     def _version(self, uri: str) -> str:
         place = inside(uri)

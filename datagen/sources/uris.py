@@ -23,7 +23,20 @@ from datagen.errors import SourceError
 from datagen.remote import SCHEMES, checked_uri, is_remote, joined
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"})
+# The names of what decode/containers.py opens.
+VIDEO_SUFFIXES = frozenset(
+    {
+        *(".mp4", ".m4v", ".mov", ".qt", ".f4v", ".3gp", ".3gpp", ".3g2", ".3gpp2", ".mj2", ".mjp2", ".insv", ".lrv"),  # ISO and QuickTime
+        *(".mkv", ".mk3d", ".webm", ".avi", ".divx", ".flv", ".asf", ".wmv", ".wm", ".dvr-ms", ".ogv", ".ogm", ".rm", ".rmvb"),
+        *(".ts", ".m2t", ".m2ts", ".mts", ".tp", ".trp", ".mpegts"),  # transport streams
+        *(".mpg", ".mpeg", ".mpe", ".m2p", ".vob", ".vro", ".evo", ".tod"),  # program streams
+        *(".mxf", ".dv", ".ivf", ".y4m"),
+    }
+)
+# Pictures by name, which may move; they are videos where only videos are asked for.
+ANIMATION_SUFFIXES = frozenset({".gif", ".apng"})
+
+Media = Literal["image", "video", "any"]
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _INSIDE = re.compile(r"^(.+?\.(?:tar|parquet|arrow))#(.+)$", re.IGNORECASE | re.DOTALL)
@@ -62,12 +75,15 @@ def file_name(uri: str) -> str:
     return posixpath.basename(place.name if place else uri)
 
 
-def media_type_of(uri: str) -> Literal["image", "video", "other"]:
-    """`image`, `video` or `other`, by the name's extension in any case."""
+def media_type_of(uri: str, media: Media = "any") -> Literal["image", "video", "other"]:
+    """`image`, `video` or `other`, by the name's extension in any case.
+
+    media: what the job asks for (source.media). An animation (.gif, .apng) is a video where that is `video`, else a picture, its first.
+    """
     suffix = posixpath.splitext(uri)[1].lower()
-    if suffix in VIDEO_SUFFIXES:
+    if suffix in VIDEO_SUFFIXES or (media == "video" and suffix in ANIMATION_SUFFIXES):
         return "video"
-    return "image" if suffix in IMAGE_SUFFIXES else "other"
+    return "image" if suffix in IMAGE_SUFFIXES or suffix in ANIMATION_SUFFIXES else "other"
 
 
 def uri_of_path(path: str) -> str:

@@ -113,7 +113,7 @@ class _Archive:
             if member.kind == "folder":
                 continue
             is_metadata = member.name.lower().endswith(_METADATA_SUFFIXES)
-            if media_type_of(member.name) == "other" and not is_metadata:
+            if media_type_of(member.name, self._options.media) == "other" and not is_metadata:
                 self._skipped["other file"] += 1
                 continue
             key = _hash(_key(member.name))
@@ -138,7 +138,7 @@ class _Archive:
 
     def _add_media(self, member: Member, key: bytes) -> Asset | None:
         """Put it into the group; given back where it is no use."""
-        media_type = "video" if media_type_of(member.name) == "video" else "image"
+        media_type = "video" if media_type_of(member.name, self._options.media) == "video" else "image"
         if self._options.media not in (media_type, "any"):
             self._skipped[media_type] += 1
             return None

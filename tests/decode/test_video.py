@@ -18,6 +18,7 @@ from datagen.decode.video import probe_video
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions
 from datagen.records import DecodedFrame
+from datagen.sources.uris import media_type_of
 
 # Every pair that the container's writer accepts; QuickTime has no tag for VP9 and AV1, and WebM is for those two alone.
 PAIRS = [
@@ -241,12 +242,11 @@ def test_files_that_hold_no_video(reader, tmp_path):
         (tmp_path / name).write_bytes(content)
         return tmp_path / name
 
-    small_gif = b"GIF89a" + bytes.fromhex("01000100800000ffffff0000002c00000000010001000002024401003b")
     other = clip(tmp_path, 2)
     expected = {
         file("empty.mp4", b""): "empty_file",
         file("text.mp4", b"a letter, not a film\n" * 50): "not_a_video",
-        file("gif.mp4", small_gif): "not_a_video",
+        file("bitmap.mp4", b"BM" + bytes(400)): "not_a_video",
         # Names of other files: never opened.
         file("list.mp4", f"ffconcat version 1.0\nfile {other.name}\n".encode()): "not_a_video",
         file("list.mov", f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{other.name}\n#EXT-X-ENDLIST\n".encode()): "not_a_video",
@@ -335,3 +335,54 @@ def test_a_damaged_frame_is_counted_and_the_others_are_given(reader, tmp_path):
     early = reader.open(str(path), "a", 0, 0.8)
     assert numbers(list(early)) == list(range(8))
     assert early.corrupt_packets == 0
+
+
+# --- containers as they are named, and what lies behind their end -----------------------------------------------------------------
+
+NAMED = {
+    **{
+        f"a{suffix}": "libx264"
+        for suffix in (".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".avi", ".flv", ".ts", ".m2ts", ".mts")
+    },
+    **{"a.mj2": "mjpeg", "a.wmv": "wmv2", "a.asf": "wmv2", "a.mpg": "mpeg2video", "a.vob": "mpeg2video", "a.mxf": "mpeg2video"},
+    **{"a.webm": "libvpx-vp9", "a.ivf": "libvpx-vp9", "a.gif": "gif", "a.apng": "apng", "a.y4m": "rawvideo"},
+}
+MUXERS = {
+    ".m4v": "mp4",
+    ".qt": "mov",
+    ".f4v": "mov",
+    ".mj2": "mov",
+    ".m2ts": "mpegts",
+    ".mts": "mpegts",
+    ".y4m": "yuv4mpegpipe",
+    ".asf": "asf",
+}
+# No container, but pictures or packets one behind the other: what follows may be more of them.
+OPEN_ENDED = {"a.ivf", "a.y4m"}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_container_is_listed_and_read_and_what_follows_its_end_is_no_truncation(reader, tmp_path, name):
+    path = tmp_path / name
+    codec = NAMED[name]
+    pix_fmt = {"mjpeg": "yuvj420p", "gif": "rgb8", "apng": "rgb24"}.get(codec, "yuv420p")
+    mpeg = {"fps": 25, "gop": 12} if codec == "mpeg2video" else {}
+    muxer = {"mpegts_m2ts_mode": "1"} if name in ("a.m2ts", "a.mts") else {}
+    write_video(path, map(numbered, range(14)), codec, pix_fmt=pix_fmt, muxer=muxer, container_format=MUXERS.get(path.suffix), **mpeg)
+
+    assert media_type_of(str(path), "video") == "video"
+    whole = path.read_bytes()
+    for tail in (b"", b"tail", bytes(1000), b"not a box of any kind. " * 200):
+        if tail and name in OPEN_ENDED:
+            continue
+        path.write_bytes(whole + tail)
+        info = reader.probe(str(path), name).info
+        found = read(reader, path)
+        assert (info.num_frames, info.truncated) == (14, False), tail[:4]
+        assert [frame.frame_index for frame in found] == numbers(found) == list(range(14))
+
+
+def test_an_animation_is_a_video_only_where_videos_alone_are_asked_for():
+    for name in ("a.gif", "A.GIF", "b.apng"):
+        assert [media_type_of(name, media) for media in ("video", "image", "any")] == ["video", "image", "image"]
+    assert [media_type_of(name, "video") for name in ("a.png", "a.webp", "a.h264", "notes.txt")] == ["image", "image", "other", "other"]
