@@ -8,7 +8,6 @@ so they hold across restarts of the job.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import Counter, deque
@@ -20,8 +19,8 @@ from typing import Any, Protocol
 from datagen.errors import ClusterError, DatagenError
 from datagen.metrics import Metrics, NoMetrics, RayMetrics, Recorder
 from datagen.write import Store
+from datagen.write.crashes import read_crashes, write_crashes
 
-CRASHES = "_datagen/crashes.json"
 _EVENTS_KEPT = 10_000
 _LOGGED_ASSETS = 100
 _LAST_WORDS_S = 5.0
@@ -30,7 +29,10 @@ INCIDENTS = {"engine_died": "engine_restarts", "engine_hung": "engine_restarts",
 
 
 class Ledger:
-    """Who works on what, who died of it, and how far the run is. One per run; runs as an actor, or as a plain object in-process."""
+    """Who works on what, who died of it, and how far the run is. One per run; runs as an actor, or as a plain object in-process.
+
+    Raises WriteError when the crash file is damaged.
+    """
 
     def __init__(self, store: Store, tries: int, metrics: Callable[[], Metrics] = NoMetrics) -> None:
         self._recorder = Recorder(metrics())
@@ -45,7 +47,7 @@ class Ledger:
         self._spans: dict[str, list[float]] = {}
         self._draining = False
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
-        self._crashes: dict[str, int] = json.loads(self._store.read(CRASHES)) if self._store.exists(CRASHES) else {}
+        self._crashes = read_crashes(store)
 
     def begin_setup(self, step: str, place: str) -> None:
         """A worker of `step` is about to load its model. Raises ClusterError when too many died doing that in its place.
@@ -102,7 +104,7 @@ class Ledger:
         self.counters["crashes"] += 1
         self._recorder.crashed(step)
         self._note("crash", f"{work_id} killed the {step} worker", logging.ERROR, step=step, work_id=work_id, times=self._crashes[key])
-        self._store.write(CRASHES, json.dumps(self._crashes, indent=0, sort_keys=True).encode())
+        write_crashes(self._store, self._crashes)
 
     def tries(self) -> int:
         """How often an asset may kill its worker."""
@@ -199,7 +201,8 @@ class RayLedger:
 
     @classmethod
     def start(cls, store: Store, tries: int, run_id: str) -> RayLedger:
-        """Start the actor on the driver's node, so that it lives and dies with the driver."""
+        """Start the actor on the driver's node, so that it lives and dies with the driver. Raises WriteError for a damaged crash file."""
+        read_crashes(store)  # here, where the error is understood
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -90,7 +90,12 @@ class Asset:
 
 
 def asset_id_of(uri: str, version: str = "") -> str:
-    """The id of an asset: 20 hex digits of the SHA-256 of its URI (and of its version, when changed files count as new)."""
+    """The id of an asset: 20 hex digits of the SHA-256 of its URI (and of its version, when changed files count as new).
+
+    version: without a line feed, so that no other URI and version have the id. Raises ValueError for one that has it.
+    """
+    if "\n" in version:
+        raise ValueError(f"the version {version!r} holds a line feed")
     return hashlib.sha256(f"{uri}\n{version}".encode()).hexdigest()[:20]
 
 
@@ -152,8 +157,8 @@ def clip_id_of(asset_id: str, clip_index: int) -> str:
 
 
 def work_id_of(asset_id: str, clip_index: int | None) -> str:
-    """What crashes are counted against: an image, or one clip of a video."""
-    return asset_id if clip_index is None else clip_id_of(asset_id, clip_index)
+    """What crashes are counted against: an image, or one clip of a video. Never the same for two of them, whatever the ids look like."""
+    return f"image {asset_id}" if clip_index is None else f"clip {clip_index} of {asset_id}"
 
 
 def track_id_of(asset_id: str, number: int) -> str:

@@ -88,7 +88,7 @@ def test_warnings_of_the_package_are_in_it_and_other_loggers_are_not(tmp_path: P
 
 def test_the_ledger_keeps_what_workers_have_to_say(tmp_path: Path) -> None:
     ledger = Ledger(open_store(str(tmp_path)), tries=2)
-    ledger.begin("decode", "dead", ["a"], True)
+    ledger.begin("decode", "dead", ["image a"], True)
     Guarded("decode", Doubler, LocalLedger(ledger)).process(samples("a", "b"))
     with pytest.raises(ModelLoadError):
         Guarded("perceive", lambda: Doubler({"setup": ModelLoadError("no weights")}), LocalLedger(ledger))

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datagen.errors import ClusterError, DecodeError, EngineDiedError, ModelLoadError
+from datagen.errors import ClusterError, DecodeError, EngineDiedError, ModelLoadError, WriteError
 from datagen.guard import Guarded
 from datagen.ledger import Ledger, LocalLedger
-from datagen.records import Asset, RegionTokens, Sample
+from datagen.records import Asset, RegionTokens, Sample, work_id_of
 from datagen.write import open_store
 
 
@@ -73,20 +73,36 @@ def test_workers_that_die_while_starting_stop_the_job(ledger: Ledger) -> None:
 
 
 def test_suspects_run_alone_and_only_the_killer_is_blamed(ledger: Ledger, tmp_path: Path) -> None:
-    ledger.begin("perceive", "dead-1", ["a", "b", "c"])  # a worker took these and never came back
+    ledger.begin("perceive", "dead-1", ["image a", "image b", "image c"])  # a worker took these and never came back
     step = Doubler()
     guarded = Guarded("perceive", lambda: step, LocalLedger(ledger))
 
     guarded.process(samples("a", "b", "c"))
 
     assert step.batches == [["a"], ["b"], ["c"]]
-    ledger.begin("perceive", "dead-2", ["b"], True)
-    ledger.begin("perceive", "dead-3", ["b"], True)
+    ledger.begin("perceive", "dead-2", ["image b"], True)
+    ledger.begin("perceive", "dead-3", ["image b"], True)
     a, b = guarded.process(samples("a", "b"))
     assert a.failure is None
     assert b.failure is not None
     assert b.failure.code == "perceive_crashed"
-    assert Ledger(open_store(str(tmp_path)), tries=2).begin("perceive", "w", ["a", "b"]) == {"b": 2}
+    assert Ledger(open_store(str(tmp_path)), tries=2).begin("perceive", "w", ["image a", "image b"]) == {"image b": 2}
+
+
+def test_a_clip_is_not_suspected_for_an_image_that_is_named_like_it(ledger: Ledger) -> None:
+    ledger.begin("perceive", "dead", [work_id_of("film", 1)], True)
+    assert ledger.begin("perceive", "other", [work_id_of("film-00001", None)]) == {}
+    assert ledger.begin("perceive", "next", [work_id_of("film", 1)]) == {work_id_of("film", 1): 1}
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[1]", b"null", b'{"perceive/image a": "2"}', b'{"perceive/image a": 0}', b'{"a": 1}', b"[" * 100_000]
+)
+def test_a_damaged_crash_file_is_named(tmp_path: Path, damage: bytes) -> None:
+    store = open_store(str(tmp_path))
+    store.write("_datagen/crashes.json", damage)
+    with pytest.raises(WriteError, match=r"_datagen/crashes.json is damaged .*Delete it"):
+        Ledger(store, tries=2)
 
 
 class Fragile(Doubler):
@@ -177,7 +193,7 @@ def test_who_waits_beside_a_killer_is_not_blamed(ledger: Ledger) -> None:
     [[first]] = worker_is_lost(working=1)
 
     Guarded("describe", Doubler, LocalLedger(ledger), is_concurrent=True).process(samples("a", "b", "c"))
-    assert ledger._crashes == {f"describe/{first}": 1}
+    assert ledger._crashes == {f"describe/image {first}": 1}
 
 
 def test_progress_counts_what_each_step_did(ledger: Ledger) -> None:

@@ -104,7 +104,7 @@ def _check_debris(store: Store, report: CheckReport) -> None:
 def _check_assets(store: Store, part: str, runs: set[str], report: CheckReport) -> tuple[dict[str, AssetFacts], list[dict[str, Any]]]:
     """Facts by asset id, and the rows of videos; empty where the part cannot be read."""
     facts: dict[str, AssetFacts] = {}
-    videos = []
+    videos, before = [], damage(report)
     for rows in batches(store, "assets", part, report):
         videos += [row for row in rows if row["media_type"] == "video"]
         for row in rows:
@@ -114,6 +114,8 @@ def _check_assets(store: Store, part: str, runs: set[str], report: CheckReport) 
                 report.add("duplicate_asset", "there twice in this part", table="assets", part=part, id=row["asset_id"])
             facts[row["asset_id"]] = asset_facts(row)
             report.add_all(asset_problems(row, part, runs), "assets", part)
+    if not facts and damage(report) == before:
+        report.add("empty_part", "there is no asset in it, so it commits nothing; the next run removes it", table="assets", part=part)
     if facts and part_id_of(facts) != part:
         message = f"the name should be part-{part_id_of(facts)}, from the assets in it: a part was renamed, copied or edited"
         report.add("part_name", message, table="assets", part=part)
@@ -136,6 +138,8 @@ def _check_regions(store: Store, part: str, exists: bool, assets: Mapping[str, A
         report.add_all(region_problems(rows, part, assets, deep), "regions", part)
     if damage(report) > before:
         return  # what could not be read was not counted either
+    if exists and not seen:
+        report.add("empty_part", "there is no region in it", table="regions", part=part)
     for asset_id, facts in assets.items():
         if counts[asset_id] != facts.num_regions:
             message = f"num_regions says {facts.num_regions}, the regions part of the same name has {counts[asset_id]}"

@@ -162,6 +162,8 @@ class VideoCheck:
         span = (min(frames), max(frames)) if frames else None
         if damage(report) > before:
             return _Tracks(None, span)
+        if part in self._tracks and not found:
+            report.add("empty_part", "there is no track in it", table="tracks", part=part)
         if len(objects) != clip["num_tracks"]:
             message = f"num_tracks says {clip['num_tracks']}, the tracks part of the same name has {len(objects)}"
             report.add("track_count", message, table="clips", part=part, id=clip["clip_id"])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from datagen.cluster.fit import fit
 from datagen.cluster.profile import Profile
 from datagen.errors import JobError
 from datagen.events import log_event
+from datagen.ids import id_key
 from datagen.job import Job
 from datagen.paths import settle_environment
 from datagen.records import Asset, Sample
@@ -46,6 +46,7 @@ from datagen.write import (
     write_card,
 )
 from datagen.write.done import known_uris
+from datagen.write.parts import remove_empty
 from datagen.write.retries import Retries, restore_failed, retrying, to_retry
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ logger = logging.getLogger(__name__)
 FAKE_IMAGE_SIZE = 64
 LOGGED_FILES = 100
 LOOKED_UP_AT_ONCE = 256
-_HEX = re.compile("(?:[0-9a-f]{2})+")
 
 
 def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen, assets: Sequence[Asset] | None = None) -> RunSummary:
@@ -115,6 +115,7 @@ def _taken_up(store: Store, job: Job, summary: RunSummary) -> Iterator[tuple[Ret
     removed = sweep(store)
     restore_failed(store, job.write)
     done, videos = resume_videos(store, job.write)
+    removed += remove_empty(store, done.empty_parts)
     try:
         with retrying(store, done, job.run.retry_failed, job.write) as retries:
             summary.failed_before = done.statuses["failed"] - len(retries.again)
@@ -212,7 +213,7 @@ def _todo(source: Any, done: DoneSet, summary: RunSummary, limit: int | None) ->
     """(index, asset) of what is listed and not yet done. An asset listed twice counts once."""
     seen: set[bytes] = set()
     for asset, is_done in _looked_up(source, done):
-        key = bytes.fromhex(asset.asset_id) if _HEX.fullmatch(asset.asset_id) else asset.asset_id.encode()
+        key = id_key(asset.asset_id)
         if key in seen:
             summary.repeated += 1
             logger.warning("listed again, counted once: %s (%s)", asset.asset_id, asset.uri)

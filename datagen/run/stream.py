@@ -14,7 +14,7 @@ from datagen.blocks import Waiting
 from datagen.errors import DatagenError
 from datagen.events import log_event
 from datagen.job import Job
-from datagen.ledger import CRASHES, LedgerClient
+from datagen.ledger import LedgerClient
 from datagen.records import Sample
 from datagen.run.commit import Committer
 from datagen.run.estimate import compared
@@ -22,6 +22,7 @@ from datagen.run.reporting import Progress, polling
 from datagen.run.stopping import Stop
 from datagen.run.summary import RunSummary
 from datagen.write import RunRecord, Store
+from datagen.write.crashes import CRASHES
 
 VIDEOS_PER_WAVE = 4096  # each is handed to Ray on its own
 CACHED_MIN = 0.85  # of what could be shared; blocks that a prefix fills only in part are never cached

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from datagen.at_once import in_order
 from datagen.errors import SourceError
+from datagen.ids import id_problem
 from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset, Failure, Prompt, asset_id_of
 from datagen.remote import checked_uri, is_remote, open_file, redacted, version_of
@@ -54,7 +55,7 @@ class RowReader:
 
     def asset(self, row: Mapping[str, Any] | BadRow, number: int) -> Asset:
         """The asset of row `number` (counted from 1). Problems end in its `failure`: `manifest_bad_row`, `manifest_no_uri`,
-        `manifest_bad_prompts`, `unsupported_uri`, `refused_uri`."""
+        `manifest_bad_id`, `manifest_bad_prompts`, `unsupported_uri`, `refused_uri`."""
         where = f"row {number} of {self.manifest}"
         if isinstance(row, BadRow):
             return self._unnamed(number, Failure("manifest_bad_row", f"{where}: {row.message}"))
@@ -91,9 +92,16 @@ class RowReader:
 def fill(asset: Asset, row: Mapping[str, Any], where: str, columns: Sequence[str] = COLUMNS) -> None:
     """Put into an asset what a row says of it: id, license, prompts, and in `extra` what is none of `columns`.
 
-    Prompts that cannot be used become its failure, `manifest_bad_prompts`. where: the row, for messages.
+    Prompts that cannot be used become its failure, `manifest_bad_prompts`; so does an id that can be none, `manifest_bad_id`.
+    where: the row, for messages.
     """
-    asset.asset_id = _explicit_id(row) or asset.asset_id
+    given = _explicit_id(row)
+    problem = None if given is None else id_problem(given)
+    if problem:  # a row of its own, and never that of another id
+        asset.asset_id = asset_id_of(f"{asset.uri}#asset_id={plain(ascii(given))}")
+        asset.failure = asset.failure or Failure("manifest_bad_id", f"{where}: its asset_id {given!a:.80} cannot be used: {problem}")
+    elif given:
+        asset.asset_id = given
     asset.license = None if row.get("license") is None else str(plain(row["license"]))
     asset.extra = {str(plain(key)): plain(value) for key, value in row.items() if key not in columns}
     if asset.failure is None:
@@ -149,7 +157,7 @@ def _root_of(manifest: str, media_root: str | None) -> str:
 
 def _explicit_id(row: Mapping[str, Any]) -> str | None:
     value = row.get("asset_id")
-    return None if value is None or value == "" else str(plain(str(value)))
+    return None if value is None or value == "" or value != value else str(value)  # NaN is a missing number
 
 
 def _prompts(row: Mapping[str, Any], media_type: str) -> list[Prompt] | None:

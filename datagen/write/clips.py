@@ -18,8 +18,19 @@ import numpy as np
 from datagen.errors import WriteError
 from datagen.job import WriteOptions
 from datagen.records import RLE, Clip, Handover, Prompt, ResumePoint
-from datagen.write.done import DoneSet, done_assets, id_keys, read_part, read_parts
-from datagen.write.parts import StagedClip, StagedPart, clip_part_id, parquet_bytes, part_id_of, part_ids, part_path, publish_part
+from datagen.write.done import DoneSet, done_assets, id_keys, read_parts
+from datagen.write.parts import (
+    StagedClip,
+    StagedPart,
+    clip_part_id,
+    is_committed,
+    parquet_bytes,
+    part_id_of,
+    part_ids,
+    part_path,
+    publish_part,
+    read_part,
+)
 from datagen.write.rows import VideoTotals
 from datagen.write.schema import arrow_schema, table_from_rows
 from datagen.write.store import Store
@@ -75,7 +86,7 @@ class VideoProgress:
 
     def is_committed(self, asset_id: str, clip_index: int) -> bool:
         """Whether a clip is published, by this run or an earlier one, its video finished or not."""
-        return self._store.exists(part_path("clips", clip_part_id(asset_id, clip_index)))
+        return is_committed(self._store, "clips", clip_part_id(asset_id, clip_index))
 
     def publish(self, part: StagedPart) -> list[StagedPart]:
         """Commit a staged clip, and those that waited for it, once all clips before it are; returns what was committed.
@@ -86,7 +97,7 @@ class VideoProgress:
         clip = part.clip
         if clip is None:
             raise WriteError(f"part {part.part_id} is no clip of a video; publish it with publish_part")
-        if self.is_committed(clip.asset_id, clip.clip_index):
+        if is_committed(self._store, "clips", part.part_id, part.files["clips"]):
             return []
         video = self._videos.setdefault(clip.asset_id, _Video())
         video.index = part.indices[0]
@@ -132,7 +143,7 @@ def committed_clips(store: Store, asset_id: str, start: int) -> Iterator[Clip]:
     """
     for index in count(start):
         part = clip_part_id(asset_id, index)
-        if not store.exists(part_path("clips", part)):
+        if not is_committed(store, "clips", part):
             return
         yield _read_clip(store, part)
 
@@ -160,6 +171,7 @@ def publish_video_assets(store: Store, rows: Sequence[Mapping[str, Any]], option
         some = [row for row in rows if (row["status"] == "failed") == is_failed]
         if some:
             part_id = part_id_of(row["asset_id"] for row in some)
+            is_committed(store, "assets", part_id)  # an error where others are: nothing is written over them
             table = table_from_rows("assets", [{**row, "part_id": part_id} for row in some])
             store.write(part_path("assets", part_id), parquet_bytes(table, options))
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, tee
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from datagen.errors import WriteError
-from datagen.write.parts import part_ids, part_path
+from datagen.ids import id_key
+from datagen.write.parts import part_ids, read_part
 from datagen.write.store import Store
 
 READERS = 16
@@ -22,18 +20,24 @@ _PARTS_AT_ONCE = 64
 
 def id_keys(ids: Iterable[str]) -> np.ndarray:
     """128-bit keys of ids: (n, 2) uint64, high half first."""
-    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=16).digest() for text in ids)
+    digests = b"".join(map(id_key, ids))
     return np.frombuffer(digests, dtype=">u8").reshape(-1, 2).astype(np.uint64)
 
 
 class DoneSet:
     """Membership of asset ids (or of other names), at 16 bytes per id.
 
-    statuses counts the rows by status, num_parts the parts; failed_parts names those of failed assets alone.
+    statuses counts the rows by status, num_parts the parts with rows; failed_parts names those of failed assets alone, empty_parts those
+    without rows, which commit nothing.
     """
 
     def __init__(
-        self, keys: np.ndarray, statuses: Counter[str] | None = None, num_parts: int = 0, failed_parts: Sequence[str] = ()
+        self,
+        keys: np.ndarray,
+        statuses: Counter[str] | None = None,
+        num_parts: int = 0,
+        failed_parts: Sequence[str] = (),
+        empty_parts: Sequence[str] = (),
     ) -> None:
         order = np.lexsort((keys[:, 1], keys[:, 0]))
         self._high = np.ascontiguousarray(keys[order, 0])
@@ -41,6 +45,7 @@ class DoneSet:
         self.statuses: Counter[str] = statuses or Counter()
         self.num_parts = num_parts
         self.failed_parts = failed_parts
+        self.empty_parts = empty_parts
 
     @classmethod
     def of(cls, names: Iterable[str]) -> DoneSet:
@@ -61,7 +66,7 @@ class DoneSet:
         """The same set but for these ids; the counts stay."""
         keys = np.stack([self._high, self._low], axis=1)
         kept = keys[~DoneSet.of(asset_ids)._contains(keys)]
-        return DoneSet(kept, self.statuses, self.num_parts, self.failed_parts)
+        return DoneSet(kept, self.statuses, self.num_parts, self.failed_parts, self.empty_parts)
 
     def _contains(self, wanted: np.ndarray) -> np.ndarray:
         first = np.searchsorted(self._high, wanted[:, 0], side="left")
@@ -78,14 +83,18 @@ def done_assets(store: Store) -> DoneSet:
     """Read the ids and states of all committed assets, failed ones included. Raises WriteError for a part that cannot be read."""
     keys, statuses, num_parts = [np.empty((0, 2), dtype=np.uint64)], Counter[str](), 0
     failed_parts: list[str] = []
-    for table in read_parts(store, "assets", part_ids(store, "assets"), ["asset_id", "status", "part_id"]):
+    empty_parts: list[str] = []
+    names, again = tee(part_ids(store, "assets"))
+    for part, table in zip(names, read_parts(store, "assets", again, ["asset_id", "status"]), strict=True):
         keys.append(id_keys(table["asset_id"].to_pylist()))
         found = Counter(table["status"].to_pylist())
         statuses += found
-        num_parts += 1
-        if found.keys() == {"failed"}:
-            failed_parts.append(table["part_id"][0].as_py())
-    return DoneSet(np.concatenate(keys), statuses, num_parts, failed_parts)
+        num_parts += bool(found)
+        if not found:
+            empty_parts.append(part)
+        elif found.keys() == {"failed"}:
+            failed_parts.append(part)
+    return DoneSet(np.concatenate(keys), statuses, num_parts, failed_parts, empty_parts)
 
 
 def known_uris(store: Store) -> DoneSet:
@@ -103,16 +112,3 @@ def read_parts(store: Store, table: str, parts: Iterable[str], columns: list[str
     with ThreadPoolExecutor(READERS) as readers:
         while some := list(islice(parts, _PARTS_AT_ONCE)):
             yield from readers.map(lambda part: read_part(store, table, part, columns), some)
-
-
-def read_part(store: Store, table: str, part: str, columns: list[str]) -> pa.Table:
-    """Some columns of one published part. Raises WriteError when it cannot be read."""
-    path = part_path(table, part)
-    try:
-        with store.open_input(path) as source:
-            return pq.ParquetFile(source).read(columns, use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        raise WriteError(
-            f"{store.uri}/{path} cannot be read: {error}. `datagen check {store.uri}` names all damage. A part that is removed is done "
-            "again by the next run: of images from assets/ and regions/, of a clip from clips/ and tracks/, with its video's from assets/."
-        ) from error

@@ -8,7 +8,6 @@ attempt at the clip replaces itself, no part can hold both committed clips and o
 
 from __future__ import annotations
 
-import hashlib
 import re
 import uuid
 from collections import Counter
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datagen.errors import SchemaError, WriteError
+from datagen.ids import set_name
 from datagen.job import WriteOptions
 from datagen.records import Failure, Region, Sample, Track, clip_id_of
 from datagen.write.rows import asset_row, clip_row
@@ -90,11 +90,11 @@ class StagedPart:
 
 
 def part_id_of(asset_ids: Iterable[str]) -> str:
-    """A part's name: 20 hex digits of the SHA-256 of the set of its assets' ids, whatever their order. Raises SchemaError for none."""
-    ids = sorted(set(asset_ids))
+    """A part's name: 20 hex digits that no other set of assets has, whatever their order (ids.set_name). Raises SchemaError for none."""
+    ids = set(asset_ids)
     if not ids:
         raise SchemaError("a part needs at least one asset")
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:20]
+    return set_name(ids)
 
 
 def clip_part_id(asset_id: str, clip_index: int) -> str:
@@ -187,10 +187,11 @@ def _failed(asset_id: str, failure: Failure) -> FailedAsset:
 def publish_part(store: Store, staged: StagedPart) -> None:
     """Commit a staged part, its commit mark last. Only the driver calls it, for parts of its own run; repeating it is harmless.
 
-    Raises WriteError when the staged files are gone or the files cannot be moved.
+    Raises WriteError when the staged files are gone, when the files cannot be moved, or when other rows than these are committed under
+    the part's name.
     """
     *_, commit_mark = staged.files
-    if store.exists(part_path(commit_mark, staged.part_id)):
+    if is_committed(store, commit_mark, staged.part_id, staged.files[commit_mark]):
         return
     for table, path in staged.files.items():
         target = part_path(table, staged.part_id)
@@ -198,6 +199,63 @@ def publish_part(store: Store, staged: StagedPart) -> None:
             store.move(path, target)
         elif not store.exists(target):
             raise WriteError(f"the staged part {path} is gone from {store.uri}; did another run clean it up? Rerun to do it again.")
+
+
+def is_committed(store: Store, mark: str, part_id: str, staged: str | None = None) -> bool:
+    """Whether a part is committed: looks into its mark, a part of `assets` or `clips`. One without rows commits nothing.
+
+    staged: the file that is to take that place, for the message. Raises WriteError when the mark holds other rows than its name says, or
+    cannot be read.
+    """
+    if not store.exists(part_path(mark, part_id)):
+        return False
+    held = _committed_ids(store, mark, part_path(mark, part_id))
+    if held and part_id_of(held) != part_id:
+        expected = _named(_committed_ids(store, mark, staged)) if staged and store.exists(staged) else f"those that are named {part_id}"
+        raise WriteError(
+            f"{store.uri}/{part_path(mark, part_id)} holds {_named(held)}, where {expected} belong: it was renamed, copied or edited. "
+            f"Nothing was written over it. `datagen check {store.uri}` names all damage; a part that is moved away is done again."
+        )
+    return bool(held)
+
+
+def _committed_ids(store: Store, mark: str, path: str) -> list[str]:
+    if mark == "assets":
+        ids: list[str] = read_columns(store, path, ["asset_id"])["asset_id"].to_pylist()
+        return ids
+    return [clip_id_of(row["asset_id"], row["clip_index"]) for row in read_columns(store, path, ["asset_id", "clip_index"]).to_pylist()]
+
+
+def _named(ids: Sequence[str]) -> str:
+    return ", ".join(map(ascii, sorted(ids)[:3])) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+
+
+def read_part(store: Store, table: str, part: str, columns: list[str]) -> pa.Table:
+    """Some columns of one published part. Raises WriteError when it cannot be read."""
+    return read_columns(store, part_path(table, part), columns)
+
+
+def read_columns(store: Store, path: str, columns: list[str]) -> pa.Table:
+    """Some columns of a file of a table, published or staged. Raises WriteError when it cannot be read."""
+    try:
+        with store.open_input(path) as source:
+            return pq.ParquetFile(source).read(columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise WriteError(
+            f"{store.uri}/{path} cannot be read: {error}. `datagen check {store.uri}` names all damage. A part that is removed is done "
+            "again by the next run: of images from assets/ and regions/, of a clip from clips/ and tracks/, with its video's from assets/."
+        ) from error
+
+
+def remove_empty(store: Store, parts: Iterable[str]) -> list[str]:
+    """Remove parts of `assets` that have no rows and so commit nothing, with the regions of the same name; returns their paths.
+
+    Call it under the lease.
+    """
+    removed = [part_path(table, part) for part in parts for table in ("assets", "regions")]
+    for path in removed:
+        store.delete(path)
+    return removed
 
 
 def sweep(store: Store) -> list[str]:

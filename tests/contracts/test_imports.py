@@ -18,6 +18,7 @@ SHARED = (
     "events",
     "faults",
     "guard",
+    "ids",
     "job",
     "ledger",
     "masks",

@@ -2,10 +2,12 @@
 
 import random
 import shutil
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from corpora import CLIP_S, failed_clip, fake_job, make_clip, write_dataset
+from damage import rewrite
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +16,18 @@ from datagen.check import check_dataset
 from datagen.errors import SchemaError, WriteError
 from datagen.job import WriteOptions
 from datagen.records import Asset, Sample, track_id_of
-from datagen.write import RunRecord, open_store, prepare_output, publish_video_assets, resume_videos, stage_clip, sweep
+from datagen.write import (
+    RunRecord,
+    committed_clips,
+    open_store,
+    part_id_of,
+    prepare_output,
+    publish_video_assets,
+    resume_videos,
+    stage_clip,
+    sweep,
+)
+from datagen.write.parts import clip_part_id, part_path
 
 OPTIONS = WriteOptions()
 # Video -> its clips: objects come, go on and go; one video ends in a clip that fails, one has nothing in it.
@@ -64,6 +77,45 @@ def test_a_clip_that_comes_again_is_left_aside(store):
     for clip in (*clips[1:], clips[2]):
         progress.publish(stage(store, clip))
     assert len(progress.finished()) == 1
+
+
+def test_a_clip_is_not_taken_for_committed_where_another_has_its_name(store):
+    _, progress = resume_videos(store, OPTIONS)
+    progress.publish(stage(store, make_clip(1, 0)))
+    mark = part_path("clips", clip_part_id(make_clip(1, 0).asset.asset_id, 0))
+    store.move(mark, part_path("clips", clip_part_id(make_clip(2, 0).asset.asset_id, 0)))
+    with pytest.raises(
+        WriteError, match=f"{make_clip(1, 0).asset.asset_id}-00000.* where .*{make_clip(2, 0).asset.asset_id}-00000.* belong"
+    ):
+        resume_videos(store, OPTIONS)[1].publish(stage(store, make_clip(2, 0)))
+
+
+def test_a_clip_whose_part_has_no_rows_is_not_committed(store):
+    _, progress = resume_videos(store, OPTIONS)
+    first, second, third = FILMS[1]()
+    progress.publish(stage(store, first))
+    rewrite(Path(store.uri) / part_path("clips", clip_part_id(first.asset.asset_id, 0)), lambda table: table.slice(0, 0))
+    _, progress = resume_videos(store, OPTIONS)
+    assert not progress.is_committed(first.asset.asset_id, 0)
+    assert progress.resume_point(first.asset.asset_id) is None
+    assert list(committed_clips(store, first.asset.asset_id, 0)) == []
+    for clip in (first, second, third):
+        progress.publish(stage(store, clip))
+    assert len(progress.finished()) == 1
+
+
+def test_rows_of_videos_are_not_written_over_those_of_others(store):
+    _, progress = resume_videos(store, OPTIONS)
+    for clip in FILMS[3]():
+        progress.publish(stage(store, clip))
+    (video,) = progress.finished()
+    publish_video_assets(store, [video.row], OPTIONS)
+    mine, other = (part_path("assets", part_id_of([name])) for name in (video.row["asset_id"], "another"))
+    store.move(mine, other)
+    before = store.read(other)
+    with pytest.raises(WriteError, match="belong"):
+        publish_video_assets(store, [video.row | {"asset_id": "another"}], OPTIONS)
+    assert store.read(other) == before
 
 
 def test_a_run_goes_on_behind_the_last_clip_with_its_objects(store):

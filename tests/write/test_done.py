@@ -3,11 +3,12 @@ import time
 import numpy as np
 import pytest
 from corpora import mixed_parts, write_dataset
+from damage import part_file, rewrite
 from hypothesis import given
 from hypothesis import strategies as st
 
 from datagen.errors import WriteError
-from datagen.write import DoneSet, done_assets, open_store
+from datagen.write import DoneSet, done_assets, open_store, part_id_of
 from datagen.write.done import id_keys
 
 
@@ -49,6 +50,21 @@ def test_equal_high_halves_are_told_apart(pairs):
     done = DoneSet(keys, None, 0)
     found = {(int(high), int(low)) for high, low in zip(done._high, done._low, strict=True)}
     assert found == set(pairs)
+    wanted = np.array([(high, low) for high in range(4) for low in range(5)], dtype=np.uint64)
+    assert done._contains(wanted).tolist() == [(int(high), int(low)) in set(pairs) for high, low in wanted]
+
+
+def test_a_key_behind_others_with_its_high_half_is_found():
+    done = DoneSet(np.array([(7, low) for low in range(5)], dtype=np.uint64))
+    assert done._contains(np.array([(7, 0), (7, 4), (7, 5), (6, 0)], dtype=np.uint64)).tolist() == [True, True, False, False]
+
+
+def test_a_part_without_rows_commits_nothing(tmp_path):
+    write_dataset(tmp_path, mixed_parts())
+    path = part_file(tmp_path, "assets", part_id_of(sample.asset.asset_id for sample in mixed_parts()[1]))
+    rewrite(path, lambda table: table.slice(0, 0))
+    done = done_assets(open_store(str(tmp_path)))
+    assert (len(done), done.num_parts, done.empty_parts) == (6, 2, [path.stem.removeprefix("part-")])
 
 
 def test_a_million_ids_fit_in_sixteen_bytes_each():

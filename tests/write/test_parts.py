@@ -2,11 +2,13 @@ import json
 import math
 import pickle
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from corpora import failed_sample, kill, make_sample, mixed_parts, start_python, wait_for, write_dataset
+from damage import rewrite
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,6 +85,45 @@ def test_publishing_what_is_gone_says_so(store):
     with pytest.raises(WriteError, match="is gone"):
         publish_part(store, staged)
     assert paths(store) == []
+
+
+def test_publishing_over_a_mark_of_other_assets_is_an_error_that_names_both(store):
+    first, other = stage(store, [make_sample(0), make_sample(1)]), stage(store, [make_sample(2)])
+    publish_part(store, first)
+    mark = f"assets/part-{first.part_id}.parquet"
+    store.move(mark, f"assets/part-{other.part_id}.parquet")
+    before = {path: store.read(path) for path in paths(store)}
+    with pytest.raises(WriteError) as caught:
+        publish_part(store, other)
+    for sample in (make_sample(0), make_sample(1), make_sample(2)):
+        assert sample.asset.asset_id in caught.value.message
+    assert {path: store.read(path) for path in paths(store)} == before
+
+
+def test_a_mark_without_rows_is_replaced(store):
+    staged = stage(store, mixed_parts()[0])
+    publish_part(store, staged)
+    again = stage(store, mixed_parts()[0])
+    rewrite(Path(store.uri) / f"assets/part-{staged.part_id}.parquet", lambda table: table.slice(0, 0))
+    publish_part(store, again)
+    assert len(done_assets(store)) == 3
+
+
+def test_a_mark_that_cannot_be_read_is_an_error(store):
+    staged = stage(store, mixed_parts()[0])
+    store.write(f"assets/part-{staged.part_id}.parquet", b"PAR1")
+    with pytest.raises(WriteError, match="cannot be read"):
+        publish_part(store, staged)
+
+
+def test_ids_that_join_to_one_text_make_two_parts(store):
+    """Ids with a line feed are refused where they are listed; a source of one's own may still give them."""
+    samples = [make_sample(index) for index in range(3)]
+    for sample, asset_id in zip(samples, ("a", "b", "a\nb"), strict=True):
+        sample.asset.asset_id = asset_id
+    for group in (samples[:2], samples[2:]):
+        publish_part(store, stage(store, group))
+    assert sorted(pq.read_table(f"{store.uri}/assets")["asset_id"].to_pylist()) == ["a", "a\nb", "b"]
 
 
 def test_a_part_without_regions_has_no_regions_file(store):
