@@ -33,6 +33,13 @@ def set_name(ids: Iterable[str]) -> str:
     return hashlib.sha256(_bytes(text)).hexdigest()[:20]
 
 
+def file_name(uri: str, version: str = "") -> str:
+    """20 hex digits of the SHA-256 of a URI and a version; of no others. Raises ValueError for a version with a line feed."""
+    if "\n" in version:
+        raise ValueError(f"the version {version!r} holds a line feed")
+    return hashlib.sha256(f"{uri}\n{version}".encode()).hexdigest()[:20]
+
+
 def id_problem(text: str) -> str | None:
     """Why a text cannot be the id of an asset; None when it can."""
     if not text:

@@ -6,12 +6,12 @@ right and bottom exclusive. A mask is COCO run-length encoding at the image's ow
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 
+from datagen.ids import file_name
 from datagen.redaction import redact
 
 TASKS = ("label", "definition", "caption", "description")
@@ -90,13 +90,8 @@ class Asset:
 
 
 def asset_id_of(uri: str, version: str = "") -> str:
-    """The id of an asset: 20 hex digits of the SHA-256 of its URI (and of its version, when changed files count as new).
-
-    version: without a line feed, so that no other URI and version have the id. Raises ValueError for one that has it.
-    """
-    if "\n" in version:
-        raise ValueError(f"the version {version!r} holds a line feed")
-    return hashlib.sha256(f"{uri}\n{version}".encode()).hexdigest()[:20]
+    """The id of an asset, from its URI (and its version, when changed files count as new); see ids.file_name."""
+    return file_name(uri, version)
 
 
 @dataclass(frozen=True, slots=True)
