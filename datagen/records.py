@@ -33,7 +33,9 @@ class Prompt:
     """What asks for one object: a box, points, a mask, or several of them together.
 
     box: (x1, y1, x2, y2) px. points: (x, y) px each. labels: 1 inside the object, 0 outside, one per point.
-    source: who asked (`manifest`, `coco`, `everything`, or `handover` from the clip before).
+    source: who asked (`manifest`, `coco`, `everything`, or `handover` from the clip before). id: the input's own name for it, such as
+    the id of a COCO annotation. index: its place among the prompts that the input gives its asset, from 0, those that were refused
+    counted; the `region_index` of what it finds in an image. object_id: prompts with one id are of one object of a video.
     """
 
     box: tuple[float, float, float, float] | None = None
@@ -44,6 +46,8 @@ class Prompt:
     frame_index: int | None = None
     time_s: float | None = None
     object_id: int | None = None
+    id: str | None = None
+    index: int | None = None
 
     @property
     def type(self) -> str:
@@ -76,6 +80,10 @@ class Asset:
     `failure` is set by a source for a row that it cannot use (a manifest row without a URI): the row is kept and reported.
     `retries` counts the earlier runs in which it failed and after which it was tried again, this one included. `span` is known for a
     member of a listed archive; without it the member is looked up by its name.
+
+    stated_size: (width, height) px as the input states it, held against the decoded picture. dropped: prompts that the source could not
+    use, counted by code; they are not in `prompts`. num_prompts: how many the input gave, those included, and prompts_hash: 16 hex
+    digits over all of them as given, by which a later run notices that they changed; both None where it gave none.
     """
 
     asset_id: str
@@ -87,6 +95,10 @@ class Asset:
     failure: Failure | None = None
     retries: int = 0
     span: Span | None = None
+    stated_size: tuple[int, int] | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
+    num_prompts: int | None = None
+    prompts_hash: str | None = None
 
 
 def asset_id_of(uri: str, version: str = "") -> str:
@@ -156,9 +168,14 @@ def work_id_of(asset_id: str, clip_index: int | None) -> str:
     return f"image {asset_id}" if clip_index is None else f"clip {clip_index} of {asset_id}"
 
 
+def region_id_of(asset_id: str, region_index: int) -> str:
+    """The id of a region of an image. Six digits: the ids of up to a million regions sort as text."""
+    return f"{asset_id}-{region_index:06d}"
+
+
 def track_id_of(asset_id: str, number: int) -> str:
-    """The id of an object of a video; numbers count up from 0 through all clips of the asset."""
-    return f"{asset_id}-t{number:04d}"
+    """The id of an object of a video; numbers count up from 0 through all clips of the asset. Six digits, as of regions."""
+    return f"{asset_id}-t{number:06d}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -196,7 +213,8 @@ class Text:
 class Region:
     """One object of one image. Scores are the mask decoder's: predicted_iou in [0, 1], stability in [0, 1], object_score a logit.
 
-    mask_source: `prompt` (the decoder's answer to the given prompt), or for segment-everything `candidate` / `refined`.
+    mask_source: `prompt` (the decoder's answer to the given prompt), `given` (the mask of the prompt is the answer), or for
+    segment-everything `candidate` / `refined`.
     texts: (task, language) -> text.
     """
 
@@ -291,8 +309,8 @@ class Event:
 class Track:
     """One object through one clip: what asked for it (frame index -> prompt), and its frames, indices rising without repeats.
 
-    track_id: the same in every clip of an asset that the object is handed over to. tokens: dropped by the step that uses them.
-    events: one for the whole clip, or one per segment of a stream, in order.
+    track_id: the same in every clip of an asset that the object is handed over to. object_id: the input's own number of it, if any.
+    tokens: dropped by the step that uses them. events: one for the whole clip, or one per segment of a stream, in order.
     """
 
     object_index: int
@@ -302,14 +320,16 @@ class Track:
     track_id: str = ""
     events: list[Event] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
+    object_id: int | None = None
 
 
 @dataclass(slots=True)
 class Handover:
-    """How the next clip finds an object of this one: the prompt for its first frame."""
+    """How the next clip finds an object of this one: the prompt for its first frame. object_id: the input's own number of it, if any."""
 
     track_id: str
     prompt: Prompt
+    object_id: int | None = None
 
 
 @dataclass(slots=True)
@@ -319,6 +339,7 @@ class Clip:
     is_last: no clip follows, so that the asset is complete when all up to this one are. truncated: the file ended early here.
     handovers: objects that go on into the next clip. num_video_frames, fps and duration_s are of the whole video, as its header says.
     next_track: number of the next new object of the asset, which a later run goes on from; 0: one more than those still known here.
+    missing_frames: frames that the file has here and that could not be decoded or placed in time. flags: what is unusual about it.
     """
 
     clip_index: int
@@ -332,6 +353,8 @@ class Clip:
     fps: float | None = None
     duration_s: float | None = None
     next_track: int = 0
+    missing_frames: int = 0
+    flags: list[str] = field(default_factory=list)
 
 
 class ResumePoint(NamedTuple):
@@ -353,7 +376,8 @@ class Sample:
     index: position of the asset in this run's listing. pixels: (S, S, 3) uint8 RGB, the image resized for the model (S is the
     model's image size); width and height are those of the image itself. Each heavy array is dropped by the step that uses it.
     A sample with a `failure` passes through the remaining steps untouched. A video enters as one sample without `clip`, and `resume`
-    says where in it; what comes out of tracking is one sample per clip. left: the run ends before it was finished; no step looks at it,
+    says where in it; what comes out of tracking is one sample per clip. num_frames: pictures in an image file of several (an animation, a
+    TIFF of pages), of which the first is used. left: the run ends before it was finished; no step looks at it,
     and it leaves no row.
     """
 
@@ -361,6 +385,7 @@ class Sample:
     asset: Asset
     width: int | None = None
     height: int | None = None
+    num_frames: int | None = None
     size_bytes: int | None = None
     sha256: str | None = None
     attempts: int = 1

@@ -7,7 +7,7 @@ from typing import Any
 
 from datagen.assemble.texts import clean_label, split_definition
 from datagen.errors import SchemaError
-from datagen.records import LANGUAGES, RLE, TASKS, Clip, Event, Prompt, Region, Sample, Text, Track, TrackFrame
+from datagen.records import LANGUAGES, RLE, TASKS, Clip, Event, Prompt, Region, Sample, Text, Track, TrackFrame, region_id_of
 
 
 def region_row(sample: Sample, region: Region, run_id: str, *, token_logprobs: bool = False) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def region_row(sample: Sample, region: Region, run_id: str, *, token_logprobs: b
     """
     asset_id = sample.asset.asset_id
     row: dict[str, Any] = {
-        "region_id": f"{asset_id}-{region.region_index:04d}",
+        "region_id": region_id_of(asset_id, region.region_index),
         "asset_id": asset_id,
         "region_index": region.region_index,
         "prompt": _prompt(region.prompt),
@@ -54,6 +54,7 @@ def track_row(sample: Sample, track: Track, run_id: str, *, token_logprobs: bool
         "asset_id": sample.asset.asset_id,
         "clip_index": clip.clip_index,
         "object_index": track.object_index,
+        "object_id": track.object_id,
         "start_s": float(clip.start_s),
         "end_s": float(clip.end_s),
         "prompts": [{"frame_index": index, **_prompt(track.prompts[index])} for index in sorted(track.prompts)],
@@ -119,6 +120,8 @@ def _prompt(prompt: Prompt) -> dict[str, Any]:
         "box": None if prompt.box is None else _box(prompt.box),
         "points": [[float(x), float(y)] for x, y in prompt.points],
         "labels": [int(n) for n in prompt.labels],
+        "mask": None if prompt.mask is None else _mask(prompt.mask),
+        "id": prompt.id,
     }
 
 

@@ -23,9 +23,10 @@ from datagen.check.videos import VideoCheck
 from datagen.errors import WriteError
 from datagen.records import LANGUAGES, TASKS
 from datagen.write.done import DoneSet, id_keys
-from datagen.write.layout import MARKER, RUNS, TOKEN_LOGPROBS, check_marker, open_dataset
+from datagen.write.layout import RUNS, open_dataset
+from datagen.write.marker import MARKER, TOKEN_LOGPROBS, check_marker, schema_version
 from datagen.write.parts import COMMITTED_BY, PART_NAME, part_id_of, part_path
-from datagen.write.schema import SCHEMA_VERSIONS
+from datagen.write.schema import TABLES
 from datagen.write.store import STAGING, TEMP_PREFIX, Store
 
 _REGION_COLUMNS = ("region_id", "asset_id", "region_index", "part_id", "run_id", "mask", "area_px", "box_xyxy")
@@ -44,7 +45,7 @@ def check_dataset(uri: str, deep: bool = True, expected: Iterable[str] | None = 
     store = open_dataset(uri)
     report = CheckReport(store.uri)
     _check_marker(store, report)
-    parts = {table: set(_parts(store, table, report)) for table in SCHEMA_VERSIONS}
+    parts = {table: set(_parts(store, table, report)) for table in TABLES}
     _check_debris(store, report)
     for table, mark in COMMITTED_BY.items():
         for part in sorted(parts[table] - parts[mark]):
@@ -77,6 +78,7 @@ def check_dataset(uri: str, deep: bool = True, expected: Iterable[str] | None = 
 def _check_marker(store: Store, report: CheckReport) -> None:
     try:
         report.token_logprobs = bool(check_marker(store).get(TOKEN_LOGPROBS))
+        report.schema_version = schema_version(store)
     except FileNotFoundError:
         report.add("marker", f"{MARKER} is missing; running the job again restores it")
     except WriteError as error:
@@ -135,7 +137,7 @@ def _check_regions(store: Store, part: str, exists: bool, assets: Mapping[str, A
             if row["region_id"] in seen:
                 report.add("duplicate_region", "there twice in this part", table="regions", part=part, id=row["region_id"])
             seen.add(row["region_id"])
-        report.add_all(region_problems(rows, part, assets, deep), "regions", part)
+        report.add_all(region_problems(rows, part, assets, deep, report.schema_version), "regions", part)
     if damage(report) > before:
         return  # what could not be read was not counted either
     if exists and not seen:

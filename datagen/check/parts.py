@@ -48,7 +48,7 @@ def _contract(table: str, found: pa.Schema, report: CheckReport) -> pa.Schema:
     optional = report.token_logprobs
     if optional is None:
         optional = not set(optional_columns(table)).isdisjoint(found.names)
-    return arrow_schema(table, optional=optional)
+    return arrow_schema(table, optional=optional, version=report.schema_version)
 
 
 def _difference(schema: pa.Schema, contract: pa.Schema) -> str:

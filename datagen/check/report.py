@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from datagen.write.schema import SCHEMA_VERSION
+
 MAX_LISTED = 10_000
 
 Code = Literal[
@@ -87,6 +89,7 @@ class CheckReport:
 
     num_parts: commit marks, in `assets` and in `clips`. num_unfinished_videos, num_unfinished_clips: videos that have clips but no
     row in `assets` yet, and those clips. token_logprobs: whether `regions` and `tracks` have this optional column; None: not known.
+    schema_version: of all tables, as the marker says.
     """
 
     dataset: str
@@ -101,6 +104,7 @@ class CheckReport:
     num_unfinished_clips: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     token_logprobs: bool | None = None
+    schema_version: int = SCHEMA_VERSION
 
     @property
     def ok(self) -> bool:
@@ -120,7 +124,7 @@ class CheckReport:
 
     def of_a_piece(self) -> CheckReport:
         """An empty report of the same dataset, for a part of it; `take` adds it."""
-        return CheckReport(self.dataset, token_logprobs=self.token_logprobs)
+        return CheckReport(self.dataset, token_logprobs=self.token_logprobs, schema_version=self.schema_version)
 
     def take(self, piece: CheckReport) -> None:
         """Add what a report of a part of the dataset has found."""

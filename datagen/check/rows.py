@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from datagen.check.logprobs import region_logprob_problems
 from datagen.check.masks import areas_and_boxes, box_problem, mask_problem
 from datagen.check.report import Problem
+from datagen.write.versions import region_id as id_of_region
 
 STATUSES = ("ok", "empty", "failed")
 
@@ -63,13 +64,15 @@ def outcome_problems(row: Mapping[str, Any], row_id: str, counted: str) -> Itera
         yield "asset_size", f"{counted} is {count}, but width {row['width']} and height {row['height']}", row_id
 
 
-def region_problems(rows: Sequence[Mapping[str, Any]], part: str, assets: Mapping[str, AssetFacts], deep: bool) -> Iterator[Problem]:
-    """What is wrong with rows of `regions` in the part of these assets."""
+def region_problems(
+    rows: Sequence[Mapping[str, Any]], part: str, assets: Mapping[str, AssetFacts], deep: bool, version: int
+) -> Iterator[Problem]:
+    """What is wrong with rows of `regions` in the part of these assets. version: of the dataset's schemas."""
     decodable = []
     for row in rows:
         region_id, asset_id = row["region_id"], row["asset_id"]
-        if region_id != f"{asset_id}-{row['region_index']:04d}":
-            yield "region_id", f"should be {asset_id}-{row['region_index']:04d}", region_id
+        if region_id != (expected := id_of_region(asset_id, row["region_index"], version)):
+            yield "region_id", f"should be {expected}", region_id
         if row["part_id"] != part:
             yield "part_id", f"the row says it is in part {row['part_id']}", region_id
         facts = assets.get(asset_id)

@@ -12,6 +12,7 @@ from datagen.check.masks import areas_and_boxes, box_problem, mask_problem
 from datagen.check.report import Problem
 from datagen.check.rows import outcome_problems, provenance_problems
 from datagen.records import clip_id_of, track_id_of
+from datagen.write.versions import track_number
 
 # Times come from frames, and decoders know when a frame appears to within this.
 TOLERANCE_S = 1e-3
@@ -77,10 +78,10 @@ def _handover_problems(clip: Row, deep: bool) -> Iterator[str]:
 
 
 def _id_problem(track_id: str, clip: Row) -> str | None:
-    digits = track_id.rpartition("-t")[2]
-    if not digits.isdecimal() or track_id != track_id_of(clip["asset_id"], int(digits)):
-        return f"should be {track_id_of(clip['asset_id'], 0)} or another number in at least four digits"
-    if int(digits) >= clip["next_track"]:
+    number = track_number(clip["asset_id"], track_id)
+    if number is None:
+        return f"should be {track_id_of(clip['asset_id'], 0)} or another number in at least six digits"
+    if number >= clip["next_track"]:
         return f"next_track of its clip is {clip['next_track']}, so a later clip may give this number to another object"
     return None
 

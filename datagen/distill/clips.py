@@ -25,7 +25,7 @@ from datagen.job import DecodeOptions, S3Options
 from datagen.records import LANGUAGES, Language
 from datagen.sources.uris import Roots
 from datagen.write import open_dataset
-from datagen.write.layout import check_marker
+from datagen.write.marker import check_marker
 from datagen.write.store import Store
 
 _SAME_TIME_S = 1e-3

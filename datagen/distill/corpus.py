@@ -27,9 +27,9 @@ from datagen.records import LANGUAGES, RLE, TASKS, Asset, Language, Sample, Task
 from datagen.sources.uris import Roots
 from datagen.write import open_dataset
 from datagen.write.done import read_parts
-from datagen.write.layout import check_marker
+from datagen.write.marker import check_marker
 from datagen.write.parts import part_ids
-from datagen.write.schema import SCHEMA_KEY, arrow_schema
+from datagen.write.schema import READABLE_VERSIONS, SCHEMA_KEY, schema_title
 from datagen.write.store import Store
 
 Key = tuple[str, str]
@@ -157,15 +157,15 @@ def table_parts(store: Store, table: str, columns: list[str], *optional: str) ->
 
     Raises SourceError for a part of another schema version or without one of the columns, WriteError for one that cannot be read.
     """
-    expected = arrow_schema(table).metadata[SCHEMA_KEY].decode()
+    readable = [schema_title(table, version) for version in READABLE_VERSIONS]
     for part in read_parts(store, table, part_ids(store, table), [*columns, *optional]):
         found = (part.schema.metadata or {}).get(SCHEMA_KEY, b"no version").decode()
         missing = [name for name in columns if name not in part.column_names]
-        if found != expected or missing:
+        if found not in readable or missing:
             lacks = f" without {', '.join(missing)}" if missing else ""
             raise SourceError(
-                f"{store.uri} has a part of `{table}` of the schema {found}{lacks}; this version reads {expected}. `datagen check` names "
-                "the part; use the version of datagen that made the dataset, or make it again"
+                f"{store.uri} has a part of `{table}` of the schema {found}{lacks}; this version reads {' and '.join(readable)}. "
+                "`datagen check` names the part; use the version of datagen that made the dataset, or make it again"
             )
         yield part
 

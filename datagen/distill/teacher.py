@@ -22,7 +22,7 @@ from torch import Tensor
 from datagen.distill.corpus import table_parts
 from datagen.errors import SourceError
 from datagen.write import open_dataset
-from datagen.write.layout import TOKEN_LOGPROBS
+from datagen.write.marker import TOKEN_LOGPROBS
 
 _ROW = {"regions": ("region_id",), "tracks": ("track_id", "clip_index")}
 _TEXT = {"regions": "task", "tracks": "event"}

@@ -14,7 +14,7 @@ from datagen.records import LANGUAGES, RLE, TASKS
 from datagen.sources.uris import file_name
 from datagen.write import open_dataset
 from datagen.write.done import read_parts
-from datagen.write.layout import check_marker
+from datagen.write.marker import check_marker
 from datagen.write.parts import part_ids
 from datagen.write.store import Store
 

@@ -27,7 +27,7 @@ from datagen.evaluate.text_metrics import (
 )
 from datagen.masks import mask_iou
 from datagen.write import open_dataset
-from datagen.write.layout import check_marker
+from datagen.write.marker import check_marker
 
 TEXT_IOU = 0.5
 _RECALLS = (0.5, 0.75, 0.9)

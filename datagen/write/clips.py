@@ -32,8 +32,9 @@ from datagen.write.parts import (
     read_part,
 )
 from datagen.write.rows import VideoTotals
-from datagen.write.schema import arrow_schema, table_from_rows
+from datagen.write.schema import arrow_schema
 from datagen.write.store import Store
+from datagen.write.versions import table_for
 
 _NAMES_AT_ONCE = 4096
 
@@ -172,7 +173,7 @@ def publish_video_assets(store: Store, rows: Sequence[Mapping[str, Any]], option
         if some:
             part_id = part_id_of(row["asset_id"] for row in some)
             is_committed(store, "assets", part_id)  # an error where others are: nothing is written over them
-            table = table_from_rows("assets", [{**row, "part_id": part_id} for row in some])
+            table = table_for(store, "assets", [{**row, "part_id": part_id} for row in some])
             store.write(part_path("assets", part_id), parquet_bytes(table, options))
 
 
@@ -211,9 +212,9 @@ def _track_ids(store: Store, clip: Mapping[str, Any]) -> list[str]:
 
 
 def _read_clip(store: Store, part: str) -> Clip:
-    columns = ["clip_index", "start_s", "end_s", "num_frames", "is_last", "truncated", "next_track", "handovers"]
-    row = read_part(store, "clips", part, columns).to_pylist()[0]
-    handovers = [Handover(item["track_id"], _prompt(item["prompt"])) for item in row.pop("handovers")]
+    columns = ["clip_index", "start_s", "end_s", "num_frames", "is_last", "truncated", "next_track", "missing_frames", "flags", "handovers"]
+    row = read_part(store, "clips", part, columns).to_pylist()[0]  # without the columns that its schema does not have
+    handovers = [Handover(item["track_id"], _prompt(item["prompt"]), item.get("object_id")) for item in row.pop("handovers")]
     return Clip(**row, handovers=handovers)
 
 

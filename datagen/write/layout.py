@@ -1,4 +1,4 @@
-"""What else lies in a dataset: the marker that says what it is, and the record of every run."""
+"""What else lies in a dataset: the marker that makes it one, and the record of every run."""
 
 from __future__ import annotations
 
@@ -19,18 +19,16 @@ from typing import Any
 import psutil
 
 from datagen import __version__
-from datagen.errors import JobError, SourceError, WriteError
+from datagen.errors import JobError, SourceError
 from datagen.job import Job, row_options
 from datagen.paths import as_recorded, same_place
 from datagen.redaction import redact_values
+from datagen.write.marker import FORMAT_VERSION, MARKER, TOKEN_LOGPROBS, check_marker
 from datagen.write.parts import COMMITTED_BY, part_ids
-from datagen.write.schema import SCHEMA_VERSIONS
+from datagen.write.schema import SCHEMA_VERSION, TABLES
 from datagen.write.store import META, Store, open_store
 
-MARKER = f"{META}/dataset.json"
 RUNS = f"{META}/runs"
-FORMAT_VERSION = 1
-TOKEN_LOGPROBS = "token_logprobs"
 _PLACES = ("model.checkpoint", "model.sam2", "model.sam2_config")
 
 _PACKAGES = (
@@ -54,25 +52,9 @@ def prepare_output(store: Store, job: Job) -> None:
                 f"same columns. Set describe.logprobs to {wanted}, or choose a new --output"
             )
         return
-    marker: dict[str, Any] = {"format": FORMAT_VERSION, "schemas": SCHEMA_VERSIONS, TOKEN_LOGPROBS: optional}
+    marker: dict[str, Any] = {"format": FORMAT_VERSION, "schemas": dict.fromkeys(TABLES, SCHEMA_VERSION), TOKEN_LOGPROBS: optional}
     marker |= {"created_by": f"datagen {__version__}", "job": job.name}
     store.write(MARKER, _json(marker))
-
-
-def check_marker(store: Store) -> dict[str, Any]:
-    """The content of `_datagen/dataset.json`. Raises WriteError when it is not of this format and these schema versions."""
-    try:
-        marker = json.loads(store.read(MARKER))
-        found = marker["format"], marker["schemas"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise WriteError(f"{store.uri}/{MARKER} is damaged ({error!r}); restore it, or delete it and run the job again") from error
-    expected = FORMAT_VERSION, SCHEMA_VERSIONS
-    if found != expected:
-        raise WriteError(
-            f"{store.uri} has format {found[0]} with schemas {found[1]}; this datagen {__version__} reads and writes "
-            f"format {expected[0]} with schemas {expected[1]}. Use the version that made it ({marker.get('created_by')}), or a new folder."
-        )
-    return dict(marker)
 
 
 def open_dataset(uri: str) -> Store:

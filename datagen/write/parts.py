@@ -23,9 +23,11 @@ from datagen.errors import SchemaError, WriteError
 from datagen.ids import set_name
 from datagen.job import WriteOptions
 from datagen.records import Failure, Region, Sample, Track, clip_id_of
+from datagen.write.marker import schema_version
 from datagen.write.rows import asset_row, clip_row
 from datagen.write.schema import table_from_rows
 from datagen.write.store import STAGING, Store
+from datagen.write.versions import rows_in_version
 
 PART_NAME = re.compile(r"^part-(?P<id>[0-9a-f]{20})\.parquet$")
 
@@ -122,10 +124,11 @@ def stage_part(store: Store, run_id: str, samples: Sequence[Sample], options: Wr
         twice = next(asset_id for asset_id, count in Counter(ids).items() if count > 1)
         raise SchemaError(f"asset {twice} is twice in one part; list each asset once", asset_id=twice)
     part_id, now = part_id_of(ids), datetime.now(UTC)
+    version = schema_version(store)
     regions = [{**region_row(s, r, run_id), "part_id": part_id} for s in samples if s.failure is None for r in s.regions]
     assets = [asset_row(sample, part_id, run_id, now) for sample in samples]
-    tables = {"regions": regions, "assets": assets}
-    return _stage(store, run_id, part_id, samples, tables, options, {"num_regions": len(regions)})
+    tables = {"regions": rows_in_version("regions", regions, version), "assets": rows_in_version("assets", assets, version)}
+    return _stage(store, run_id, part_id, samples, tables, version, options, {"num_regions": len(regions)})
 
 
 def stage_clip(store: Store, run_id: str, sample: Sample, options: WriteOptions, track_row: TrackRow) -> StagedPart:
@@ -137,16 +140,17 @@ def stage_clip(store: Store, run_id: str, sample: Sample, options: WriteOptions,
     asset_id, clip = sample.asset.asset_id, sample.clip
     if clip is None or sample.asset.media_type != "video":
         raise SchemaError(f"{sample.asset.uri} ({sample.asset.media_type}) is no clip of a video", asset_id=asset_id)
-    part_id = clip_part_id(asset_id, clip.clip_index)
-    tracks = [{**track_row(sample, track, run_id), "part_id": part_id} for track in sample.tracks if sample.failure is None]
-    row = clip_row(sample, clip, part_id, run_id, datetime.now(UTC))
+    part_id, version = clip_part_id(asset_id, clip.clip_index), schema_version(store)
+    made = [{**track_row(sample, track, run_id), "part_id": part_id} for track in sample.tracks if sample.failure is None]
+    tracks = rows_in_version("tracks", made, version)
+    (row,) = rows_in_version("clips", [clip_row(sample, clip, part_id, run_id, datetime.now(UTC))], version)
     track_ids = [str(track["track_id"]) for track in tracks]
     if len(set(track_ids)) != len(track_ids):
         twice = next(track_id for track_id, count in Counter(track_ids).items() if count > 1)
         raise SchemaError(f"track {twice} is twice in clip {clip.clip_index}; an object has one track per clip", asset_id=asset_id)
     staged = StagedClip({name: value for name, value in row.items() if name != "handovers"}, track_ids)
     tables = {"tracks": tracks, "clips": [row]}
-    return _stage(store, run_id, part_id, [sample], tables, options, {"num_tracks": len(tracks), "clip": staged})
+    return _stage(store, run_id, part_id, [sample], tables, version, options, {"num_tracks": len(tracks), "clip": staged})
 
 
 def _stage(
@@ -155,11 +159,12 @@ def _stage(
     part_id: str,
     samples: Sequence[Sample],
     tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    version: int,
     options: WriteOptions,
     more: Mapping[str, Any],
 ) -> StagedPart:
     """Write one file per table that has rows. All are made before the first is written, so that a row that does not fit leaves nothing."""
-    data = {table: parquet_bytes(table_from_rows(table, rows), options) for table, rows in tables.items() if rows}
+    data = {table: parquet_bytes(table_from_rows(table, rows, version), options) for table, rows in tables.items() if rows}
     # Two attempts at the same part (Ray retries a task whose worker it gave up on) never share a file.
     attempt = uuid.uuid4().hex[:8]
     files = {table: f"{STAGING}/{run_id}/{table}-{part_id}-{attempt}.parquet" for table in data}

@@ -25,8 +25,8 @@ from datagen.job import WriteOptions
 from datagen.write.clips import resume_videos
 from datagen.write.done import DoneSet, done_assets
 from datagen.write.parts import clip_part_id, is_committed, parquet_bytes, part_id_of, part_path, read_part
-from datagen.write.schema import table_from_rows
 from datagen.write.store import META, Store
+from datagen.write.versions import table_for
 
 ASIDE = f"{META}/retrying"
 
@@ -116,7 +116,7 @@ def _put_rows(store: Store, rows: Iterable[Mapping[str, Any]], options: WriteOpt
     if rows:
         part = part_id_of(row["asset_id"] for row in rows)
         is_committed(store, "assets", part)  # an error where others are: nothing is written over them
-        table = table_from_rows("assets", [{**row, "part_id": part} for row in rows])
+        table = table_for(store, "assets", [{**row, "part_id": part} for row in rows])
         store.write(part_path("assets", part), parquet_bytes(table, options))
 
 

@@ -10,11 +10,13 @@ from datetime import datetime
 from typing import Any
 
 from datagen.errors import SchemaError
-from datagen.records import Asset, Clip, Prompt, Sample, clip_id_of, track_id_of
+from datagen.records import Asset, Clip, Handover, Prompt, Sample, clip_id_of, track_id_of
+from datagen.write.versions import track_number
 
 # What every clip of a video says of the whole, as columns of `clips`, and their names in `assets`.
 _VIDEO_COLUMNS = {
-    **{name: name for name in ("width", "height", "fps", "duration_s", "size_bytes", "sha256", "uri", "license", "extra")},
+    **{name: name for name in ("width", "height", "stated_width", "stated_height", "fps", "duration_s", "size_bytes", "sha256")},
+    **{name: name for name in ("uri", "license", "extra", "num_prompts", "prompts_hash")},
     "num_video_frames": "num_frames",
 }
 
@@ -31,7 +33,8 @@ def asset_row(sample: Sample, part_id: str, run_id: str, finished_at: datetime) 
         "num_clips": None,
         "width": sample.width,
         "height": sample.height,
-        "num_frames": None,
+        **_stated_columns(sample.asset),
+        "num_frames": sample.num_frames,
         "fps": None,
         "duration_s": None,
         **_file_columns(sample),
@@ -58,10 +61,13 @@ def clip_row(sample: Sample, clip: Clip, part_id: str, run_id: str, finished_at:
         "retries": sample.asset.retries,
         "is_last": clip.is_last,
         "truncated": clip.truncated,
-        "handovers": [{"track_id": handover.track_id, "prompt": _prompt_column(handover.prompt)} for handover in clip.handovers],
+        "missing_frames": clip.missing_frames,
+        "flags": list(clip.flags),
+        "handovers": [_handover_column(handover) for handover in clip.handovers],
         "next_track": max([clip.next_track, *(1 + _track_number(asset_id, track_id) for track_id in known)]),
         "width": sample.width,
         "height": sample.height,
+        **_stated_columns(sample.asset),
         "fps": clip.fps,
         "duration_s": clip.duration_s,
         "num_video_frames": clip.num_video_frames,
@@ -91,8 +97,8 @@ class VideoTotals:
     def add(self, clip: Mapping[str, Any], track_ids: Iterable[str]) -> None:
         """Take the next clip: its row of `clips` (the hand-overs may be left out), and the ids of its tracks."""
         for name, column in _VIDEO_COLUMNS.items():
-            if self._columns[column] is None:  # a clip that failed early knows less than the others
-                self._columns[column] = clip[name]
+            if self._columns[column] is None:  # a clip that failed early knows less than the others, one of schema v1 too
+                self._columns[column] = clip.get(name)
         if clip["status"] == "failed" and self._failure is None:
             self._failure = clip["clip_index"], clip["error_code"], clip["error_message"]
         self.num_clips += 1
@@ -135,11 +141,11 @@ class VideoTotals:
 
 
 def _track_number(asset_id: str, track_id: str) -> int:
-    digits = track_id.rpartition("-t")[2]
-    if not digits.isdecimal() or track_id != track_id_of(asset_id, int(digits)):
-        message = f"found the track id {track_id!r}, expected {track_id_of(asset_id, 0)} or another number in at least four digits"
+    number = track_number(asset_id, track_id)
+    if number is None:
+        message = f"found the track id {track_id!r}, expected {track_id_of(asset_id, 0)} or another number in at least six digits"
         raise SchemaError(message, asset_id=asset_id)
-    return int(digits)
+    return number
 
 
 def _outcome(sample: Sample) -> dict[str, Any]:
@@ -160,7 +166,18 @@ def _file_columns(sample: Sample) -> dict[str, Any]:
         "uri": _utf8(asset.uri),
         "license": asset.license and _utf8(asset.license),
         "extra": _utf8(json.dumps(_plain(asset.extra), ensure_ascii=False, sort_keys=True)) if asset.extra else None,
+        "num_prompts": asset.num_prompts,
+        "prompts_hash": asset.prompts_hash,
     }
+
+
+def _stated_columns(asset: Asset) -> dict[str, Any]:
+    width, height = asset.stated_size or (None, None)
+    return {"stated_width": width, "stated_height": height}
+
+
+def _handover_column(handover: Handover) -> dict[str, Any]:
+    return {"track_id": handover.track_id, "object_id": handover.object_id, "prompt": _prompt_column(handover.prompt)}
 
 
 def _dropped_column(dropped: Mapping[str, int]) -> list[dict[str, Any]]:

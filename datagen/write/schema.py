@@ -14,7 +14,9 @@ import pyarrow as pa
 from datagen.errors import SchemaError
 from datagen.share import share_path
 
-SCHEMA_VERSIONS = {"assets": 1, "regions": 1, "tracks": 1, "clips": 1}
+TABLES = ("assets", "regions", "tracks", "clips")
+SCHEMA_VERSION = 2  # of all tables: what new datasets are written in
+READABLE_VERSIONS = (1, 2)
 SCHEMA_KEY = b"datagen.schema"
 ROW_IDS = {"assets": "asset_id", "regions": "region_id", "tracks": "track_id", "clips": "clip_id"}
 
@@ -33,30 +35,36 @@ _NUMBERS = (pa.int32(), pa.float32())
 
 
 @cache
-def arrow_schema(name: str, *, optional: bool = False) -> pa.Schema:
-    """Arrow schema of a table (`assets`, `regions`, `tracks`, `clips`); its metadata says which version: `datagen.schema` = `assets.v1`.
+def arrow_schema(name: str, *, optional: bool = False, version: int = SCHEMA_VERSION) -> pa.Schema:
+    """Arrow schema of a table (`assets`, `regions`, `tracks`, `clips`); its metadata says which version: `datagen.schema` = `assets.v2`.
 
     optional: with the columns that a table has only when its job asks for them; of all parts of a dataset, or of none.
     """
-    columns = [_field(column) for column in _columns(name) if optional or not column.get("optional")]
-    return pa.schema(columns, metadata={SCHEMA_KEY: f"{name}.v{SCHEMA_VERSIONS[name]}".encode()})
+    columns = [_field(column) for column in columns_of(name, version) if optional or not column.get("optional")]
+    return pa.schema(columns, metadata={SCHEMA_KEY: schema_title(name, version).encode()})
+
+
+def schema_title(name: str, version: int = SCHEMA_VERSION) -> str:
+    """What a part of a table says of its schema, such as `assets.v2`."""
+    return f"{name}.v{version}"
 
 
 def optional_columns(name: str) -> list[str]:
     """The columns of a table that are absent unless the job asks for them."""
-    return [column["name"] for column in _columns(name) if column.get("optional")]
+    return [column["name"] for column in columns_of(name) if column.get("optional")]
 
 
 @cache
-def _columns(name: str) -> list[dict[str, Any]]:
-    if name not in SCHEMA_VERSIONS:
-        raise SchemaError(f"there is no table {name!r}; tables are {', '.join(SCHEMA_VERSIONS)}")
-    path = share_path(f"schemas/{name}.v{SCHEMA_VERSIONS[name]}.json")
+def columns_of(name: str, version: int = SCHEMA_VERSION) -> list[dict[str, Any]]:
+    """The columns of a table as schemas/ describes them. Raises SchemaError when there is no such table."""
+    if name not in TABLES:
+        raise SchemaError(f"there is no table {name!r}; tables are {', '.join(TABLES)}")
+    path = share_path(f"schemas/{schema_title(name, version)}.json")
     columns: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["columns"]
     return columns
 
 
-def table_from_rows(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+def table_from_rows(name: str, rows: Iterable[Mapping[str, Any]], version: int = SCHEMA_VERSION) -> pa.Table:
     """Rows as a table of exactly the contract's columns and types, in the order given; its optional ones when the first row has them.
 
     Raises SchemaError naming the row, the column, what was found and what is expected; nothing is converted except integers to
@@ -64,7 +72,7 @@ def table_from_rows(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """
     rows = list(rows)
     optional = any(column in rows[0] for column in optional_columns(name)) if rows else False
-    schema, checks = arrow_schema(name, optional=optional), _row_checks(name, optional)
+    schema, checks = arrow_schema(name, optional=optional, version=version), _row_checks(name, optional, version)
     for row in rows:
         _check_row(name, row, checks)
     return pa.table([pa.array([row[field.name] for row in rows], type=field.type) for field in schema], schema=schema)
@@ -119,8 +127,8 @@ def _check_keys(value: Mapping[str, Any], known: Mapping[str, Any], path: str) -
 
 
 @cache
-def _row_checks(name: str, optional: bool) -> dict[str, _Check]:
-    return {field.name: _check_of(field) for field in arrow_schema(name, optional=optional)}
+def _row_checks(name: str, optional: bool, version: int) -> dict[str, _Check]:
+    return {field.name: _check_of(field) for field in arrow_schema(name, optional=optional, version=version)}
 
 
 def _check_of(field: pa.Field) -> _Check:

@@ -113,7 +113,7 @@ def test_a_failed_sample_passes_through():
 
 
 def test_a_row_has_the_columns_of_the_schema_in_their_order():
-    columns = [c["name"] for c in json.loads(share_path("schemas/regions.v1.json").read_text(encoding="utf-8"))["columns"]]
+    columns = [c["name"] for c in json.loads(share_path("schemas/regions.v2.json").read_text(encoding="utf-8"))["columns"]]
     columns.remove("part_id")
     assert list(region_row(sample(), region(), "run", token_logprobs=True)) == columns
     assert list(region_row(sample(), region(), "run")) == columns[:-1]

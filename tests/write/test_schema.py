@@ -32,8 +32,8 @@ def test_regions_have_three_columns_per_task_and_language():
 
 
 def test_schema_carries_its_version():
-    assert arrow_schema("assets").metadata == {b"datagen.schema": b"assets.v1"}
-    assert arrow_schema("regions").metadata == {b"datagen.schema": b"regions.v1"}
+    assert arrow_schema("assets").metadata == {b"datagen.schema": b"assets.v2"}
+    assert arrow_schema("regions").metadata == {b"datagen.schema": b"regions.v2"}
 
 
 def test_unknown_table_is_refused_with_the_known_ones():
