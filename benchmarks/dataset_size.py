@@ -28,8 +28,9 @@ from s3_server import CREDENTIALS, moto_server, new_bucket
 
 from datagen.assemble import region_row
 from datagen.check import check_dataset
+from datagen.ids import asset_id_of
 from datagen.job import Job, S3Options, WriteOptions
-from datagen.records import Asset, Prompt, Region, Sample, Text, asset_id_of
+from datagen.records import Asset, Prompt, Region, Sample, Text
 from datagen.s3 import client
 from datagen.write import RunRecord, Store, done_assets, open_store, prepare_output, publish_part, stage_part
 

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from dataset_size import write_dataset
 from PIL import Image
 
+from datagen.ids import asset_id_of
 from datagen.job import WriteOptions
-from datagen.records import asset_id_of
 from datagen.write import open_store
 from datagen.write.parts import parquet_bytes, part_id_of, part_path
 

@@ -15,8 +15,9 @@ from typing import Protocol, TypeVar
 
 from datagen.errors import DatagenError, DecodeError, EngineDiedError, ModelOutputError, PromptError
 from datagen.faults import fault_point
+from datagen.ids import work_id_of
 from datagen.ledger import LedgerClient
-from datagen.records import Clip, ResumePoint, Sample, work_id_of
+from datagen.records import Clip, ResumePoint, Sample
 from datagen.write import Store, committed_clips
 
 logger = logging.getLogger(__name__)

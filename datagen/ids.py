@@ -1,4 +1,4 @@
-"""Ids as keys: no two different ids are ever one key, whatever they look like.
+"""The ids of assets and of what is found in them, and ids as keys: no two different ids are ever one key, whatever they look like.
 
 Text is compared character by character: no folding of case, no reading as a number, no unicode normalisation.
 """
@@ -33,11 +33,34 @@ def set_name(ids: Iterable[str]) -> str:
     return hashlib.sha256(_bytes(text)).hexdigest()[:20]
 
 
-def file_name(uri: str, version: str = "") -> str:
-    """20 hex digits of the SHA-256 of a URI and a version; of no others. Raises ValueError for a version with a line feed."""
+def asset_id_of(uri: str, version: str = "") -> str:
+    """The id of an asset: 20 hex digits of the SHA-256 of its URI (and of its version, when changed files count as new); of no others.
+
+    Raises ValueError for a version with a line feed.
+    """
     if "\n" in version:
         raise ValueError(f"the version {version!r} holds a line feed")
     return hashlib.sha256(f"{uri}\n{version}".encode()).hexdigest()[:20]
+
+
+def clip_id_of(asset_id: str, clip_index: int) -> str:
+    """The id of a clip of a video."""
+    return f"{asset_id}-{clip_index:05d}"
+
+
+def work_id_of(asset_id: str, clip_index: int | None) -> str:
+    """What crashes are counted against: an image, or one clip of a video. Never the same for two of them, whatever the ids look like."""
+    return f"image {asset_id}" if clip_index is None else f"clip {clip_index} of {asset_id}"
+
+
+def region_id_of(asset_id: str, region_index: int) -> str:
+    """The id of a region of an image. Six digits: the ids of up to a million regions sort as text."""
+    return f"{asset_id}-{region_index:06d}"
+
+
+def track_id_of(asset_id: str, number: int) -> str:
+    """The id of an object of a video; numbers count up from 0 through all clips of the asset. Six digits, as of regions."""
+    return f"{asset_id}-t{number:06d}"
 
 
 def id_problem(text: str) -> str | None:

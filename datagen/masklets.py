@@ -92,7 +92,7 @@ def masklet(track: Any, size: Sequence[int] | None = None) -> Masklet:
 
     >>> from datagen.masklets import masklet
     >>> row = {  # pyarrow.parquet.read_table("corpus/tracks").to_pylist()[0]
-    ...     "track_id": "3f0c9a6be2d417580c1e-t0000",
+    ...     "track_id": "3f0c9a6be2d417580c1e-t000000",
     ...     "frames": [
     ...         {"frame_index": 0, "timestamp_s": 0.0, "mask": {"size": [2, 3], "counts": "121O0"}},
     ...         {"frame_index": 1, "timestamp_s": 0.5, "mask": None},

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 
-from datagen.ids import file_name
+from datagen.ids import work_id_of
 from datagen.redaction import redact
 
 TASKS = ("label", "definition", "caption", "description")
@@ -101,11 +101,6 @@ class Asset:
     prompts_hash: str | None = None
 
 
-def asset_id_of(uri: str, version: str = "") -> str:
-    """The id of an asset, from its URI (and its version, when changed files count as new); see ids.file_name."""
-    return file_name(uri, version)
-
-
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
     """What a video is, measured on its packets and its first frame rather than believed from its header.
@@ -156,26 +151,6 @@ class SpanPlan:
     first_frame: int
     end_frame: int
     sampled: list[tuple[int, float]]
-
-
-def clip_id_of(asset_id: str, clip_index: int) -> str:
-    """The id of a clip of a video."""
-    return f"{asset_id}-{clip_index:05d}"
-
-
-def work_id_of(asset_id: str, clip_index: int | None) -> str:
-    """What crashes are counted against: an image, or one clip of a video. Never the same for two of them, whatever the ids look like."""
-    return f"image {asset_id}" if clip_index is None else f"clip {clip_index} of {asset_id}"
-
-
-def region_id_of(asset_id: str, region_index: int) -> str:
-    """The id of a region of an image. Six digits: the ids of up to a million regions sort as text."""
-    return f"{asset_id}-{region_index:06d}"
-
-
-def track_id_of(asset_id: str, number: int) -> str:
-    """The id of an object of a video; numbers count up from 0 through all clips of the asset. Six digits, as of regions."""
-    return f"{asset_id}-t{number:06d}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,8 +15,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from datagen.assemble import region_row, track_row
+from datagen.ids import asset_id_of, track_id_of
 from datagen.job import Job, WriteOptions, parse_job
-from datagen.records import RLE, Asset, Clip, Event, Handover, Prompt, Region, Sample, Text, Track, TrackFrame, asset_id_of, track_id_of
+from datagen.records import RLE, Asset, Clip, Event, Handover, Prompt, Region, Sample, Text, Track, TrackFrame
 from datagen.write import (
     RunRecord,
     Store,

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from datagen.assemble import track_row
 from datagen.check import check_dataset
+from datagen.ids import asset_id_of, clip_id_of, track_id_of
 from datagen.job import WriteOptions
 from datagen.masks import encode_mask
-from datagen.records import asset_id_of, clip_id_of, track_id_of
 from datagen.run.console import print_check
 from datagen.write import open_store, part_id_of, publish_part, publish_video_assets, resume_videos, stage_clip
 from datagen.write.parts import clip_part_id
@@ -297,7 +297,7 @@ def events(first=(), second=()):
         ("part_id", lambda _: "elsewhere", "part_id"),
         ("run_id", lambda _: "another", "mixed_runs"),
         ("track_id", lambda _: "it", "track_id"),
-        ("track_id", lambda name: name.replace("t0002", "t2"), "track_id"),
+        ("track_id", lambda name: name.replace("t000002", "t2"), "track_id"),
         ("track_id", lambda _: track_id_of(film(20), 5), "track_id"),
         ("object_index", lambda _: 0, "object_index"),
         ("start_s", lambda s: s + 1, "track_times"),

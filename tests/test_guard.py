@@ -10,8 +10,9 @@ import pytest
 
 from datagen.errors import ClusterError, DecodeError, EngineDiedError, ModelLoadError, WriteError
 from datagen.guard import Guarded
+from datagen.ids import work_id_of
 from datagen.ledger import Ledger, LocalLedger
-from datagen.records import Asset, RegionTokens, Sample, work_id_of
+from datagen.records import Asset, RegionTokens, Sample
 from datagen.write import open_store
 
 

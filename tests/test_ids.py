@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datagen.ids import MAX_ID_CHARS, id_key, id_problem
-from datagen.records import asset_id_of, clip_id_of, track_id_of, work_id_of
+from datagen.ids import MAX_ID_CHARS, asset_id_of, clip_id_of, id_key, id_problem, track_id_of, work_id_of
 from datagen.write.done import DoneSet, id_keys
 from datagen.write.parts import clip_part_id, part_id_of
 

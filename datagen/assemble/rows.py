@@ -7,7 +7,8 @@ from typing import Any
 
 from datagen.assemble.texts import clean_label, split_definition
 from datagen.errors import SchemaError
-from datagen.records import LANGUAGES, RLE, TASKS, Clip, Event, Prompt, Region, Sample, Text, Track, TrackFrame, region_id_of
+from datagen.ids import region_id_of
+from datagen.records import LANGUAGES, RLE, TASKS, Clip, Event, Prompt, Region, Sample, Text, Track, TrackFrame
 
 
 def region_row(sample: Sample, region: Region, run_id: str, *, token_logprobs: bool = False) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from datagen.check.logprobs import track_logprob_problems
 from datagen.check.masks import areas_and_boxes, box_problem, mask_problem
 from datagen.check.report import Problem
 from datagen.check.rows import outcome_problems, provenance_problems
-from datagen.records import clip_id_of, track_id_of
+from datagen.ids import clip_id_of, track_id_of
 from datagen.write.versions import track_number
 
 # Times come from frames, and decoders know when a frame appears to within this.

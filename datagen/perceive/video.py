@@ -11,23 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from datagen.errors import ClusterError, DatagenError, DecodeError, JobError, MemoryShortError, ModelLoadError, PromptError, StorageError
+from datagen.ids import track_id_of
 from datagen.perceive.clips import ClipFindings, ClipObject, ClipPerceiver, ClipScene
 from datagen.perceive.prompted_frames import frame_numbers
 from datagen.perceive.prompts import check_prompt, merge_prompts
-from datagen.records import (
-    Asset,
-    Clip,
-    ClipSpan,
-    DecodedFrame,
-    Handover,
-    Prompt,
-    ResumePoint,
-    Sample,
-    Span,
-    SpanPlan,
-    VideoInfo,
-    track_id_of,
-)
+from datagen.records import Asset, Clip, ClipSpan, DecodedFrame, Handover, Prompt, ResumePoint, Sample, Span, SpanPlan, VideoInfo
 
 _STOPS = (JobError, ModelLoadError, ClusterError, StorageError)
 

@@ -21,21 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datagen.assemble import region_row, track_row
+from datagen.ids import asset_id_of, track_id_of
 from datagen.job import DescribeOptions, Job
 from datagen.masks import decode_mask, encode_mask, mask_box
-from datagen.records import (
-    Asset,
-    Clip,
-    Event,
-    Prompt,
-    Region,
-    Sample,
-    Text,
-    Track,
-    TrackFrame,
-    asset_id_of,
-    track_id_of,
-)
+from datagen.records import Asset, Clip, Event, Prompt, Region, Sample, Text, Track, TrackFrame
 from datagen.scenes.compose import random_scene, scene_seed, texts_of
 from datagen.scenes.draw import Rendered, render
 from datagen.scenes.motion import FPS, Actor, random_clip, render_clip

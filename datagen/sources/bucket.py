@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Literal
 
 from datagen.errors import SourceError
+from datagen.ids import asset_id_of
 from datagen.job import S3Options
-from datagen.records import Asset, Failure, asset_id_of
+from datagen.records import Asset, Failure
 from datagen.remote import list_files
 from datagen.sources.uris import inside, media_type_of
 

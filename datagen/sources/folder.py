@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from datagen.errors import SourceError
-from datagen.records import Asset, asset_id_of
+from datagen.ids import asset_id_of
+from datagen.records import Asset
 from datagen.sources.uris import media_type_of, uri_of_path, version_of_path
 
 

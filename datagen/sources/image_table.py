@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datagen.errors import SourceError
+from datagen.ids import asset_id_of
 from datagen.job import S3Options, SourceOptions
-from datagen.records import Asset, Failure, asset_id_of
+from datagen.records import Asset, Failure
 from datagen.remote import is_remote
 from datagen.sources.files import Files
 from datagen.sources.rows import RowReader, fill, plain, version_of_file

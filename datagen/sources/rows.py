@@ -13,9 +13,9 @@ from typing import Any, BinaryIO, TypeVar
 
 from datagen.at_once import in_order
 from datagen.errors import SourceError
-from datagen.ids import id_problem
+from datagen.ids import asset_id_of, id_problem
 from datagen.job import S3Options, SourceOptions
-from datagen.records import Asset, Failure, Prompt, asset_id_of
+from datagen.records import Asset, Failure, Prompt
 from datagen.remote import checked_uri, is_remote, open_file, redacted, version_of
 from datagen.sources.prompts import parse_prompts, parse_shorthand
 from datagen.sources.uris import Media, Roots, inside, media_type_of, path_of_uri, uri_of, version_of_path

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datagen.errors import SourceError, StorageError
+from datagen.ids import asset_id_of
 from datagen.job import S3Options, SourceOptions
 from datagen.ranges import open_ranges
-from datagen.records import Asset, Failure, Span, asset_id_of
+from datagen.records import Asset, Failure, Span
 from datagen.sources.files import Files
 from datagen.sources.rows import fill, plain
 from datagen.sources.uris import inside, inside_uri, media_type_of, member_path, uri_of

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datagen.errors import SchemaError, WriteError
-from datagen.ids import set_name
+from datagen.ids import clip_id_of, set_name
 from datagen.job import WriteOptions
-from datagen.records import Failure, Region, Sample, Track, clip_id_of
+from datagen.records import Failure, Region, Sample, Track
 from datagen.write.marker import schema_version
 from datagen.write.rows import asset_row, clip_row
 from datagen.write.schema import table_from_rows

@@ -10,7 +10,8 @@ from datetime import datetime
 from typing import Any
 
 from datagen.errors import SchemaError
-from datagen.records import Asset, Clip, Handover, Prompt, Sample, clip_id_of, track_id_of
+from datagen.ids import clip_id_of, track_id_of
+from datagen.records import Asset, Clip, Handover, Prompt, Sample
 from datagen.write.versions import track_number
 
 # What every clip of a video says of the whole, as columns of `clips`, and their names in `assets`.

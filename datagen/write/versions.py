@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from datagen.records import region_id_of, track_id_of
+from datagen.ids import region_id_of, track_id_of
 from datagen.write.marker import schema_version
 from datagen.write.schema import SCHEMA_VERSION, columns_of, table_from_rows
 from datagen.write.store import Store

@@ -20,7 +20,17 @@ def text(words: str, logprob: float | None = -0.5, finish: str = "stop") -> Text
 def region(index: int = 0, area_px: int = 100, **texts: Text) -> Region:
     keyed = {tuple(name.split("_")): value for name, value in texts.items()}
     mask = {"size": [8, 9], "counts": "08"}
-    return Region(index, Prompt(box=(1, 2, 3, 4), source="coco"), mask, (1.0, 2.0, 3.0, 4.0), area_px, 0.9, 0.95, 2.5, texts=keyed)
+    return Region(
+        index,
+        Prompt(box=(1, 2, 3, 4), mask={"size": [3, 4], "counts": "04L4"}, source="coco", id="17"),
+        mask,
+        (1.0, 2.0, 3.0, 4.0),
+        area_px,
+        0.9,
+        0.95,
+        2.5,
+        texts=keyed,
+    )
 
 
 def sample(*regions: Region) -> Sample:
@@ -126,8 +136,11 @@ def test_row_values():
         "definition_zh": text("杯子：喝茶用"),
     }
     row = region_row(sample(), region(7, **answers), "run-1")
-    assert row["region_id"] == "ab12-0007"
-    assert row["prompt"] == {"type": "box", "source": "coco", "box": [1.0, 2.0, 3.0, 4.0], "points": [], "labels": []}
+    assert row["region_id"] == "ab12-000007"
+    assert row["prompt"] == {
+        **{"type": "box+mask", "source": "coco", "box": [1.0, 2.0, 3.0, 4.0], "points": [], "labels": []},
+        **{"mask": {"size": [3, 4], "counts": "04L4"}, "id": "17"},
+    }
     assert (row["label_en"], row["label_en_logprob"], row["label_en_finish"]) == ("Cup", -0.25, "stop")
     assert (row["definition_en"], row["definition_en_finish"]) == ("for tea", "length")
     # No label was asked for in Chinese: it is read from the definition, and has no log-probability of its own.

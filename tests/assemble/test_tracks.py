@@ -25,8 +25,8 @@ def clip(*events: Event, **options: object) -> Sample:
         TrackFrame(2, 0, 10.0, MASK, (1.0, 2.0, 3.0, 4.0), 3.5, 0.9),
         TrackFrame(2, 1, 10.25, None, None, -2.0, 0.4),
     ]
-    prompts = {4: Prompt(points=[(5, 6)], labels=[1]), 0: Prompt(box=(1, 2, 3, 4), source="handover")}
-    track = Track(2, prompts, frames, track_id="ab12-t0002", events=list(events), **options)
+    prompts = {4: Prompt(points=[(5, 6)], labels=[1], mask=MASK, id="a7"), 0: Prompt(box=(1, 2, 3, 4), source="handover")}
+    track = Track(2, prompts, frames, track_id="ab12-t000002", events=list(events), object_id=17, **options)
     return Sample(0, Asset("ab12", "film.mp4", "video"), 9, 8, clip=Clip(3, 10.0, 12.0, 8, is_last=False), tracks=[track])
 
 
@@ -35,15 +35,22 @@ def test_a_row_of_a_stream():
     second = event(1, {"en": "A cat.", "zh": "一只猫"}, en=text("It runs", "length"), zh=text("它跑了"))
     sample = clip(first, second, flags=["truncated:event_en"])
     assert track_row(sample, sample.tracks[0], "run-1") == {
-        "track_id": "ab12-t0002",
+        "track_id": "ab12-t000002",
         "asset_id": "ab12",
         "clip_index": 3,
         "object_index": 2,
+        "object_id": 17,
         "start_s": 10.0,
         "end_s": 12.0,
         "prompts": [
-            {"frame_index": 0, "type": "box", "source": "handover", "box": [1.0, 2.0, 3.0, 4.0], "points": [], "labels": []},
-            {"frame_index": 4, "type": "points", "source": "manifest", "box": None, "points": [[5.0, 6.0]], "labels": [1]},
+            {
+                **{"frame_index": 0, "type": "box", "source": "handover", "box": [1.0, 2.0, 3.0, 4.0], "points": [], "labels": []},
+                **{"mask": None, "id": None},
+            },
+            {
+                **{"frame_index": 4, "type": "points+mask", "source": "manifest", "box": None, "points": [[5.0, 6.0]], "labels": [1]},
+                **{"mask": MASK, "id": "a7"},
+            },
         ],
         "frames": [
             {

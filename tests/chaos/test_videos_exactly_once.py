@@ -15,7 +15,7 @@ import pytest
 from kills import Run
 
 from datagen.check import check_dataset
-from datagen.records import asset_id_of
+from datagen.ids import asset_id_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

@@ -44,7 +44,8 @@ PUBLIC = {
     "datagen.job": {"LANGUAGES", "TASKS", "Job", "job_schema", "load_job", "parse_job", "row_options"},
 }
 USED = {
-    "datagen.records": ("Asset", "Failure", "Prompt", "Region", "RegionTokens", "Sample", "Text", "asset_id_of"),
+    "datagen.records": ("Asset", "Failure", "Prompt", "Region", "RegionTokens", "Sample", "Text"),
+    "datagen.ids": ("asset_id_of", "clip_id_of", "region_id_of", "track_id_of", "work_id_of"),
     "datagen.errors": (
         "DatagenError",
         "JobError",

@@ -20,8 +20,9 @@ from datagen.decode.files import read_file
 from datagen.decode.process import Child
 from datagen.decode.step import DecodeStep
 from datagen.errors import ClusterError, DecodeError
+from datagen.ids import asset_id_of
 from datagen.job import DecodeOptions, Job, SourceOptions
-from datagen.records import Asset, Failure, Sample, asset_id_of
+from datagen.records import Asset, Failure, Sample
 from datagen.sources import open_source
 from datagen.sources.uris import uri_of_path
 

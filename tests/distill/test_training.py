@@ -352,8 +352,8 @@ def test_tracks_too_short_for_the_stage_are_refused(scenes, tmp_path):
 
 def test_another_schema_version_is_refused(copy, tmp_path):
     marker = copy / "_datagen/dataset.json"
-    marker.write_text(marker.read_text().replace('"regions": 1', '"regions": 2'))
-    with pytest.raises(WriteError, match=r"'regions': 2"):
+    marker.write_text(marker.read_text().replace('"regions": 2', '"regions": 9'))
+    with pytest.raises(WriteError, match=r"'regions': 9"):
         distill(pocket(SEGMENT), str(copy), tmp_path / "student")
 
 

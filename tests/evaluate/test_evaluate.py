@@ -11,9 +11,10 @@ from datagen.assemble import region_row, track_row
 from datagen.cli import app
 from datagen.errors import SourceError
 from datagen.evaluate import evaluate
+from datagen.ids import asset_id_of, track_id_of
 from datagen.job import Job
 from datagen.masks import encode_mask
-from datagen.records import Asset, Clip, Event, Prompt, Region, Sample, Text, Track, TrackFrame, asset_id_of, track_id_of
+from datagen.records import Asset, Clip, Event, Prompt, Region, Sample, Text, Track, TrackFrame
 from datagen.write import RunRecord, VideoProgress, done_assets, open_store, prepare_output, publish_part, stage_clip, stage_part
 
 SIDE = 20

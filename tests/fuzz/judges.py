@@ -26,9 +26,10 @@ from datagen.decode import make_decode_step, make_video_reader
 from datagen.describe import make_describe_step
 from datagen.errors import JobError, SourceError
 from datagen.graph import Plan, stage
+from datagen.ids import asset_id_of
 from datagen.job import Job, load_job, parse_job
 from datagen.perceive import make_perceive_step, make_video_step
-from datagen.records import Asset, Sample, asset_id_of
+from datagen.records import Asset, Sample
 from datagen.run import run_job
 from datagen.sources import open_source
 from datagen.write import RunRecord, prepare_output, publish_part

@@ -75,7 +75,7 @@ def test_an_object_keeps_its_identity_over_three_clips(clips: Clips) -> None:
         (1, 1.0, 2.0, 4, False),
         (2, 2.0, 3.0, 4, True),
     ]
-    assert [[t.track_id for t in s.tracks] for s in done] == [["v-t0000"]] * 3
+    assert [[t.track_id for t in s.tracks] for s in done] == [["v-t000000"]] * 3
     frames = [frame for s in done for frame in s.tracks[0].frames]
     assert [frame.frame_index for frame in frames] == list(range(NUM_FRAMES))
     assert [frame.timestamp_s for frame in frames] == pytest.approx([n / FPS for n in range(NUM_FRAMES)])
@@ -117,9 +117,9 @@ def test_prompts_go_to_the_clip_and_frame_they_name(clips: Clips) -> None:
     ]
     first, second, _ = clips(prompts, fake=True)
 
-    assert {t.track_id: sorted(t.prompts) for t in first.tracks} == {"v-t0001": [0, 2]}
+    assert {t.track_id: sorted(t.prompts) for t in first.tracks} == {"v-t000001": [0, 2]}
     assert first.tracks[0].prompts[0].type == "box+points"
-    assert {t.track_id: sorted(t.prompts) for t in second.tracks} == {"v-t0001": [4], "v-t0000": [5]}
+    assert {t.track_id: sorted(t.prompts) for t in second.tracks} == {"v-t000001": [4], "v-t000000": [5]}
 
 
 def test_a_time_rounded_to_less_than_its_frame_goes_to_the_clip_of_that_frame(clips: Clips) -> None:
@@ -128,7 +128,7 @@ def test_a_time_rounded_to_less_than_its_frame_goes_to_the_clip_of_that_frame(cl
     given = {
         (s.clip.clip_index, t.track_id, *t.prompts) for s in done for t in s.tracks if next(iter(t.prompts.values())).source != "handover"
     }
-    assert given == {(0, "v-t0002", 4), (1, "v-t0000", 5), (1, "v-t0001", 5)}
+    assert given == {(0, "v-t000002", 4), (1, "v-t000000", 5), (1, "v-t000001", 5)}
 
 
 def test_a_prompted_frame_is_sampled_whatever_fps_says(clips: Clips) -> None:
@@ -142,7 +142,7 @@ def test_a_prompted_frame_is_sampled_whatever_fps_says(clips: Clips) -> None:
 def test_prompts_behind_a_resume_point_are_not_asked_again(clips: Clips) -> None:
     prompts = [Prompt(box=box_at(0)), Prompt(box=box_at(9), frame_index=9)]
     resumed = clips(prompts, fake=True, resume=ResumePoint(1, 1.0, 2, []))
-    assert [[t.track_id for t in s.tracks] for s in resumed] == [[], ["v-t0001"]]
+    assert [[t.track_id for t in s.tracks] for s in resumed] == [[], ["v-t000001"]]
 
 
 def test_an_object_prompted_late_is_followed_backward_to_the_clips_start(clips: Clips) -> None:

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from datagen.errors import SourceError
+from datagen.ids import asset_id_of
 from datagen.job import SourceOptions
-from datagen.records import Asset, Prompt, asset_id_of
+from datagen.records import Asset, Prompt
 from datagen.sources import Source, open_source
 from datagen.sources.uris import Roots, path_of_uri
 

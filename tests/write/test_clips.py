@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from datagen.assemble import track_row
 from datagen.check import check_dataset
 from datagen.errors import SchemaError, WriteError
+from datagen.ids import track_id_of
 from datagen.job import WriteOptions
-from datagen.records import Asset, Sample, track_id_of
+from datagen.records import Asset, Sample
 from datagen.write import (
     RunRecord,
     committed_clips,

@@ -19,7 +19,7 @@ def test_the_marker_is_written_once(store):
     first = store.read("_datagen/dataset.json")
     prepare_output(store, fake_job(name="another"))
     assert store.read("_datagen/dataset.json") == first
-    assert json.loads(first)["schemas"] == {"assets": 1, "regions": 1, "tracks": 1, "clips": 1}
+    assert json.loads(first)["schemas"] == {"assets": 2, "regions": 2, "tracks": 2, "clips": 2}
 
 
 def test_a_dataset_of_another_format_is_refused(store):

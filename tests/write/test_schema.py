@@ -84,7 +84,7 @@ def test_numpy_scalars_and_whole_numbers_fit():
         ("mask", {"size": [3, 4]}, "mask.counts", "missing"),
         ("mask", {"size": [3, 4], "counts": "x", "order": "F"}, "mask.order", "no such column"),
         ("mask", [3, 4], "mask", "struct"),
-        ("prompt", {"type": "box", "source": "x", "box": None, "points": [[1.0, None]], "labels": []}, r"points\[0\]\[1\]", "never null"),
+        ("prompt", good_region()["prompt"] | {"points": [[1.0, None]]}, r"points\[0\]\[1\]", "never null"),
     ],
 )
 def test_a_wrong_value_is_named_and_refused(column, value, where, expected):
