@@ -70,7 +70,7 @@ class StepOutput:
 
 @dataclass(slots=True)
 class ObjectMemory:
-    """What is remembered of one object on one frame. features: (1, 64, G, G). pointer: (1, 256). codes: position codes, one (1, 64, G, G)."""
+    """What is remembered of one object on one frame. features: (1, 64, G, G). pointer: (1, 256). codes: one position code (1, 64, G, G)."""
 
     features: Tensor
     pointer: Tensor

@@ -76,8 +76,8 @@ class RowReader:
             text = redacted(str(plain(uri)))
             return Asset(asset_id_of(text), text, failure=Failure(error.code, f"{where}: {plain(error.message)}"))
         version = self._version(resolved) if self.reprocess_changed else ""
-        media_type = "video" if media_type_of(resolved, self.media) == "video" else "image"
-        return Asset(asset_id or asset_id_of(resolved, version), resolved, media_type)
+        is_video = media_type_of(resolved, self.media) == "video"
+        return Asset(asset_id or asset_id_of(resolved, version), resolved, "video" if is_video else "image")
 
     def _version(self, uri: str) -> str:
         place = inside(uri)
