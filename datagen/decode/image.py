@@ -69,8 +69,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB")
     # Pillow converts premultiplied grey only to grey with alpha.
-    seen = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+    return over_white((image.convert("LA") if image.mode == "La" else image).convert("RGBA"))
+
+
+def over_white(image: Image.Image) -> Image.Image:
+    """An RGBA picture over white, RGB."""
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def _loaded(data: bytes, max_pixels: int) -> Image.Image:

@@ -1,113 +1,184 @@
-"""The timetable of a video: when each frame is shown, read from the packets without decoding them.
+"""A video's timetable, read from its packets without decoding them.
 
 Headers lie about durations and counts, and say nothing about a variable frame rate; packets do not. The table takes 8 bytes per
-frame (a 2-hour video at 30 fps: 1.7 MB) and one read of the file. It makes frame indices, the end and the cuts into clips
-functions of the file alone, wherever decoding starts.
+frame (a 2-hour video at 30 fps: 1.7 MB), 24 more per packet while it is read, and one read of the file.
+
+A clock may begin anew in the middle of a file, as where recordings were joined by putting one behind the other (`cat a.ts b.ts`). Each
+part's frames then follow the end of the part before.
 """
 
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
-# Matroska rounds timestamps to the millisecond; two times that differ by less are the same.
-TOLERANCE_S = 0.001
+from datagen.decode.timetable import Key, Timetable
+
 _PACKETS_PER_SIGN_OF_LIFE = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Timetable:
-    """Presentation times in units of `time_base`, ascending and without repeats; `end` is when the last frame leaves the screen.
-
-    key_times: those of the key frames, where decoding can start. is_whole: reading the packets met no error.
-    """
-
-    times: Sequence[int]
-    key_times: Sequence[int]
-    end: int
-    time_base: Fraction
-    is_whole: bool
-
-    @property
-    def duration_s(self) -> float:
-        """From the first frame's appearance to the last one's disappearance."""
-        return self.seconds(self.end)
-
-    def seconds(self, time: int) -> float:
-        """Seconds since the first frame appeared."""
-        return float((time - self.times[0]) * self.time_base)
-
-    def second_of(self, index: int) -> float:
-        """When frame `index` appears, in seconds; the end for an index past the last."""
-        return self.seconds(self.times[index]) if index < len(self.times) else self.duration_s
-
-    def index_of(self, time: int) -> int:
-        """The index of the frame shown from `time` on; of the next one when none starts exactly then."""
-        return bisect_left(self.times, time)
-
-    def index_at(self, second: float) -> int:
-        """The index of the frame on the screen at `second` (the first before the start, the last after the end)."""
-        reached = self.times[0] + Fraction(second + TOLERANCE_S) / self.time_base
-        return max(bisect_right(self.times, reached) - 1, 0)
-
-    def keys_until(self, time: int, count: int) -> Sequence[int]:
-        """Times of the last `count` key frames at or before `time`, ascending."""
-        after = bisect_right(self.key_times, time)
-        return self.key_times[max(after - count, 0) : after]
-
-    def clip_end_s(self, start_s: float, max_clip_s: float) -> float:
-        """Where a clip from `start_s` must end: at a frame at most `max_clip_s` later, or later still when one frame is shown longer."""
-        if start_s + max_clip_s >= self.duration_s - TOLERANCE_S:
-            return self.duration_s
-        first, last = self.index_at(start_s), self.index_at(start_s + max_clip_s)
-        cut = max(last, first + 1)
-        return self.second_of(cut)
+# Decoding times rise. One that falls starts a new clock: at a key frame at once, elsewhere only by more than a muxer's carelessness.
+_FALL_S = 0.5
+# In streams that are meant to be joined, a leap ahead does so, too; as in the ffmpeg program, which takes longer still pictures out.
+_LEAP_S = 10.0
+_JOINABLE = frozenset({"mpegts", "mpeg"})
+_FALLBACK_RATE = 25
+_NO_TIME = -(2**63)
 
 
 def read_timetable(container: InputContainer, stream: VideoStream, alive: Callable[[], None]) -> Timetable:
     """Read all packets of `stream`; an unreadable end is left out. `times` is empty when there are none."""
-    by_dts = has_no_presentation_times(container)
-    times, keys, latest, shown_for, is_whole = array("q"), array("q"), None, 0, True
+    packets, is_whole = _Packets(stream), True
     try:
         for number, packet in enumerate(container.demux(stream)):
             if number % _PACKETS_PER_SIGN_OF_LIFE == 0:
                 alive()
-            time = packet.dts if by_dts or packet.pts is None else packet.pts
-            if time is not None and packet.size and not (packet.is_discard or packet.is_corrupt):
-                times.append(time)
-                if packet.is_keyframe:
-                    keys.append(time)
-                if latest is None or time > latest:
-                    latest, shown_for = time, packet.duration or 0
+            if packet.size:
+                packets.add(packet, is_cut_off(packet, container))
     except av.FFmpegError:
         is_whole = False
-    times, keys = _ascending(times), _ascending(keys)
-    end = times[-1] + _shown_for(times, shown_for, stream) if times else 0
-    return Timetable(times, keys, end, stream.time_base or Fraction(1), is_whole)
+    return packets.timetable(container, is_whole)
 
 
-def has_no_presentation_times(container: InputContainer) -> bool:
-    """Whether the container stores only the order of decoding, so that the n-th frame out is the one of the n-th time."""
-    return container.format.name == "avi"
+@dataclass(slots=True)
+class _Packets:
+    """What the packets of one stream say, in the order of the file; those of size 0, which hold nothing, are not among them."""
+
+    stream: VideoStream
+    shown: array[int] = field(default_factory=lambda: array("q"))
+    decoded: array[int] = field(default_factory=lambda: array("q"))
+    lasts: array[int] = field(default_factory=lambda: array("q"))
+    keys: array[int] = field(default_factory=lambda: array("q"))
+    hidden: set[int] = field(default_factory=set)
+
+    def add(self, packet: Packet[VideoStream], is_lost: bool) -> None:
+        number = len(self.shown)
+        self.shown.append(_NO_TIME if packet.pts is None else packet.pts)
+        self.decoded.append(_NO_TIME if packet.dts is None else packet.dts)
+        self.lasts.append(max(packet.duration or 0, 0))
+        if is_lost or packet.is_discard or is_never_shown(self.stream.codec_context.codec.canonical_name, packet):
+            self.hidden.add(number)
+        elif packet.is_keyframe:
+            self.keys.append(number)
+
+    def timetable(self, container: InputContainer, is_whole: bool) -> Timetable:
+        base = self.stream.time_base or Fraction(1)
+        is_seen = np.ones(len(self.shown), dtype=bool)
+        is_seen[list(self.hidden)] = False
+        packets = np.flatnonzero(is_seen)
+        if not packets.size:
+            return Timetable((), 0, base, is_whole=is_whole)
+        shown, decoded, lasts = (
+            np.frombuffer(a, dtype=a.typecode)[packets].astype(np.int64) for a in (self.shown, self.decoded, self.lasts)
+        )
+        is_key = np.isin(packets, np.asarray(self.keys, dtype=np.int64))
+        is_reordered = bool(self.stream.codec_context.has_b_frames)
+        # An AVI file stores only the order of decoding.
+        by_order = is_reordered if container.format.name == "avi" else bool((shown == _NO_TIME).any() and not _are_in_order(shown, decoded))
+        clock = _filled(np.where(decoded == _NO_TIME, shown, decoded), np.maximum(lasts, 1))
+        times = clock if by_order else np.where(shown == _NO_TIME, clock, shown)
+        starts = _starts(clock, is_key, base, can_leap=container.format.name in _JOINABLE)
+        if container.format.name in _JOINABLE:
+            _mend(times, clock, lasts, starts, base)
+        table = self._laid_out(packets, times, lasts, starts, by_order)
+        return replace(table, by_order=by_order, seeks=len(starts) == 1 and table.places is None and not by_order, is_whole=is_whole)
+
+    def _laid_out(
+        self,
+        packets: NDArray[np.int64],
+        times: NDArray[np.int64],
+        lasts: NDArray[np.int64],
+        starts: list[int],
+        by_order: bool,
+    ) -> Timetable:
+        """The parts of the file, one clock each, one behind the other."""
+        numbers, laid, end = np.empty_like(times), np.empty_like(times), 0
+        for first, after in zip(starts, [*starts[1:], len(times)], strict=True):
+            order = np.argsort(times[first:after], kind="stable")
+            part = times[first:after][order]
+            shift = end - int(part[0]) if first else 0
+            numbers[first:after][order] = np.arange(first, after)
+            laid[first:after] = part + shift
+            end = int(laid[after - 1]) + self._shown_for(part, int(lasts[first:after][order[-1]]))
+        places = None
+        if not by_order and (len(starts) > 1 or (np.diff(laid) == 0).any()):
+            places = array("i", [-1]) * len(self.shown)
+            np.frombuffer(places, dtype=np.int32)[packets] = numbers
+        at = np.searchsorted(packets, np.asarray(self.keys, dtype=np.int64))
+        keys = sorted(Key(int(numbers[row]), int(times[row]), int(packets[row])) for row in at)
+        base = self.stream.time_base or Fraction(1)
+        return Timetable(array("q", laid.tobytes()), end, base, keys, restarts=starts[1:], places=places)
+
+    def _shown_for(self, times: NDArray[np.int64], last: int) -> int:
+        """How long the last frame is shown: what its packet says, or the mean time between two, or one frame of the header's rate."""
+        if last > 0:
+            return last
+        if len(times) > 1 and times[-1] > times[0]:
+            between = int(times[-1] - times[-2])
+            return between or max(round(int(times[-1] - times[0]) / (len(times) - 1)), 1)
+        rate, base = self.stream.average_rate or Fraction(_FALLBACK_RATE), self.stream.time_base or Fraction(1)
+        return max(round(1 / (rate * base)), 1)
 
 
-def _ascending(times: array[int]) -> array[int]:
-    return array("q", np.unique(np.frombuffer(times, dtype=np.int64)).tobytes())
+def is_cut_off(packet: Packet[VideoStream], container: InputContainer) -> bool:
+    """Whether the file ends within a packet. In transport streams the same flag means that something is missing near it, as at a seam."""
+    return packet.is_corrupt and container.format.name not in _JOINABLE
 
 
-def _shown_for(times: Sequence[int], duration: int, stream: VideoStream) -> int:
-    """How long the last frame is shown: what its packet says, or the time between the last two, or one frame of the header's rate."""
-    if duration > 0:
-        return duration
-    if len(times) > 1:
-        return times[-1] - times[-2]
-    rate, base = stream.average_rate, stream.time_base
-    return round(1 / (rate * base)) if rate and base else 0
+def is_never_shown(codec: str, packet: Packet[VideoStream]) -> bool:
+    """Whether a packet of VP8 or VP9 holds only a picture that others are predicted from; it has a time, and no frame comes out of it."""
+    if codec not in ("vp8", "vp9"):
+        return False
+    data = memoryview(packet)
+    bits = data[0]
+    if codec == "vp8":
+        return not bits & 0x10
+    is_superframe = len(data) > 1 and data[-1] & 0xE0 == 0xC0  # it ends with one that is shown
+    shift = bits >> 4 & 3 == 3  # profile 3 has a bit more
+    is_shown_again, is_shown = bits >> (3 - shift) & 1, bits >> (1 - shift) & 1
+    return bits >> 6 == 2 and not is_superframe and not is_shown_again and not is_shown
+
+
+def _are_in_order(shown: NDArray[np.int64], decoded: NDArray[np.int64]) -> bool:
+    """Whether every frame that has both times is shown when it is decoded, so that one time can stand for the other."""
+    both = (shown != _NO_TIME) & (decoded != _NO_TIME)
+    return bool(both.any() and (shown[both] == decoded[both]).all())
+
+
+def _filled(times: NDArray[np.int64], lasts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same with times for those that have none: each one frame after the one before."""
+    known = times != _NO_TIME
+    if known.all():
+        return times
+    steps = np.concatenate([[0], np.cumsum(lasts)[:-1]])
+    latest = np.maximum.accumulate(np.where(known, np.arange(len(times)), -1))
+    first = int(np.argmax(known)) if known.any() else 0
+    origin = times[first] - steps[first] if known.any() else 0
+    since = np.where(latest < 0, origin + steps, times[latest] + steps - steps[latest])
+    return np.where(known, times, since)
+
+
+def _mend(times: NDArray[np.int64], clock: NDArray[np.int64], lasts: NDArray[np.int64], starts: list[int], base: Fraction) -> None:
+    """Set times that the demuxer took from the next part of a joined stream (it guesses some from what follows): such a frame is its part's
+    last.
+    """
+    for first, after in zip(starts, [*starts[1:], len(times)], strict=True):
+        ahead = times[first:after] - clock[first:after]
+        strange = np.abs(ahead) > _LEAP_S / base
+        times[first:after][strange] = clock[after - 1] + lasts[after - 1]
+
+
+def _starts(clock: NDArray[np.int64], is_key: NDArray[np.bool_], base: Fraction, can_leap: bool) -> list[int]:
+    """Where a clock begins: at 0, and wherever decoding times fall, or leap ahead in a stream that may be joined."""
+    steps = np.diff(clock)
+    begins = (steps < 0) & (is_key[1:] | (steps < -_FALL_S / base))
+    if can_leap:
+        begins |= steps > _LEAP_S / base
+    return [0, *(np.flatnonzero(begins) + 1).tolist()]

@@ -65,7 +65,7 @@ class VideoReader(ChildOwner):
         return OpenVideo(self, path, uri, outcome.info, outcome.size_bytes, outcome.sha256)
 
     def frames_at(self, path: str, uri: str, times_s: Sequence[float]) -> list[int | None]:
-        """The number of the frame on the screen at each time (see video.VideoFile.frames_at)."""
+        """The number of the frame on the screen at each time (see footage.Footage.frames_at)."""
         request = {"kind": "at", "path": path, "uri": uri, "times_s": list(times_s)}
         [(answer, _)] = self._ask(request, last="frames_at")
         return list(answer["numbers"])
@@ -83,9 +83,9 @@ class VideoReader(ChildOwner):
                 yield span
 
     def open(self, path: str, uri: str, start_s: float = 0.0, end_s: float | None = None, wanted: Collection[int] = ()) -> FrameStream:
-        """The sampled frames that appear in [start_s, end_s), end_s None: to the end, and those `wanted` (see video.VideoFile.sampled)."""
+        """The sampled frames that appear in [start_s, end_s), end_s None: to the end, and those `wanted` (see footage.Footage.sampled)."""
         place = {"path": path, "uri": uri, "start_s": start_s, "end_s": end_s}
-        request = {"kind": "frames", **place, "after_index": -1, "wanted": sorted(wanted)}
+        request = {"kind": "frames", **place, "after_index": -1, "missing": 0, "wanted": sorted(wanted)}
         return FrameStream(request, self._ask(request, last="end"))
 
     def close(self) -> None:
@@ -148,13 +148,15 @@ class VideoReader(ChildOwner):
 class FrameStream:
     """An iterator of frames. `plan` says which will come if all of them decode.
 
-    Once it is exhausted, `truncated` says whether the file ends before what it announces (the frames up to there were given), and
-    `corrupt_packets` how many packets did not decode, or only in part.
+    Once it is exhausted, `truncated` says whether the file ends before what it announces (the frames up to there were given),
+    `corrupt_packets` how many packets did not decode, or only in part, `missing_frames` how many frames of the span no picture came of, and
+    `flags` what else is to be known of it: `clock_restart`, where the file's clock begins anew.
     """
 
     def __init__(self, request: dict[str, Any], answers: Iterator[Answer]) -> None:
         self.truncated = False
-        self.corrupt_packets = 0
+        self.corrupt_packets = self.missing_frames = 0
+        self.flags: Sequence[str] = ()
         self._request = request
         self._answers = answers
         plan = self._next()[0]["plan"]
@@ -168,10 +170,11 @@ class FrameStream:
         while answer["kind"] == "plan":  # said again by the child of a second try
             answer, pixels = self._next()
         if pixels is None:
-            self.truncated, self.corrupt_packets = answer["truncated"], answer["corrupt_packets"]
+            self.truncated, self.flags = answer["truncated"], tuple(answer["flags"])
+            self.corrupt_packets, self.missing_frames = answer["corrupt_packets"], answer["missing"]
             next(self._answers, None)
             raise StopIteration
-        self._request["after_index"] = answer["frame_index"]
+        self._request |= {"after_index": answer["frame_index"], "missing": answer["missing"]}
         return DecodedFrame(answer["frame_index"], answer["timestamp_s"], pixels)
 
     def _next(self) -> Answer:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from datagen.decode.packets import TOLERANCE_S
+from datagen.decode.footage import Footage
+from datagen.decode.timetable import TOLERANCE_S
 from datagen.decode.video import VideoFile
 from datagen.job import DecodeOptions
 from datagen.records import ClipSpan
@@ -32,7 +33,7 @@ def cut_clips(
         yield from clips_of(video, options, start_s, clip_index)
 
 
-def clips_of(video: VideoFile, options: DecodeOptions, start_s: float = 0.0, clip_index: int = 0) -> Iterator[ClipSpan]:
+def clips_of(video: Footage, options: DecodeOptions, start_s: float = 0.0, clip_index: int = 0) -> Iterator[ClipSpan]:
     """The same of an open video. A clip is longer than max_clip_s only when a single frame is shown for longer than that.
 
     With shots a cut comes at the first frame that differs enough from the one before it, at least min_shot_s after the clip's
@@ -45,7 +46,7 @@ def clips_of(video: VideoFile, options: DecodeOptions, start_s: float = 0.0, cli
         start_s, clip_index = end_s, clip_index + 1
 
 
-def _shot_end_s(video: VideoFile, options: DecodeOptions, start_s: float, limit_s: float) -> float:
+def _shot_end_s(video: Footage, options: DecodeOptions, start_s: float, limit_s: float) -> float:
     """When the shot that begins at `start_s` ends, at most `limit_s`."""
     differs = _Detector(options, video.info.fps)
     for shown in video.frames(start_s):

@@ -1,24 +1,23 @@
 """Video files to frames, with PyAV (FFmpeg's libraries), as a stream: memory does not grow with length.
 
-What is shown is what is decoded: rotation and mirroring as the display matrix says; edit lists as the demuxer applies them.
-Pixels are those stored: non-square ones are not stretched. Colours become 8-bit RGB by swscale, by the frame's own matrix and
-range (BT.601 where it names none); HDR is not tone-mapped. A stream that changes its size is resized frame by frame.
+What is shown is what is decoded: rotation and mirroring as the display matrix says; edit lists as the demuxer applies them; transparency
+over white, as in pictures. Pixels are those stored: non-square ones are not stretched. Colours become 8-bit RGB by swscale, by the
+frame's own matrix and range (BT.601 where it names none); HDR is not tone-mapped. A stream that changes its size is resized frame by frame.
 
 Runs in the decoding child (worker.py): the bytes may be hostile. In other processes use reader.VideoReader.
 """
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from types import TracebackType
+from collections.abc import Callable, Iterator, Sequence
 
 import av
 import numpy as np
+from av.codec.context import CodecContext
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -26,13 +25,18 @@ from PIL import Image
 
 from datagen.decode.containers import DEMUXERS, container_of
 from datagen.decode.files import check_file
+from datagen.decode.footage import Footage, Shown
+from datagen.decode.image import over_white
 from datagen.decode.orientation import orientation_of
-from datagen.decode.packets import TOLERANCE_S, has_no_presentation_times, read_timetable
+from datagen.decode.packets import is_cut_off, read_timetable
+from datagen.decode.timetable import Key
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions
-from datagen.records import DecodedFrame, SpanPlan, VideoInfo
+from datagen.records import DecodedFrame, VideoInfo
 
 _KEYS_TRIED = 3
+# FFmpeg's own decoders of these leave the transparency out.
+_DECODERS_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 def probe_video(path: str, options: DecodeOptions | None = None) -> VideoInfo:
@@ -44,27 +48,18 @@ def probe_video(path: str, options: DecodeOptions | None = None) -> VideoInfo:
 def read_frames(
     path: str, options: DecodeOptions, image_size: int, start_s: float = 0.0, end_s: float | None = None
 ) -> Iterator[DecodedFrame]:
-    """The sampled frames of a part of a video (see VideoFile.sampled), as the model wants them. Raises DecodeError as VideoFile does."""
+    """The sampled frames of a part of a video (see Footage.sampled), as the model wants them. Raises DecodeError as VideoFile does."""
     with VideoFile(path, options) as video:
         for shown in video.sampled(start_s, end_s):
             yield video.frame(shown, image_size)
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A decoded frame, not yet converted; frame_index and timestamp_s as in records.DecodedFrame."""
+class VideoFile(Footage):
+    """A video file (see Footage).
 
-    frame_index: int
-    timestamp_s: float
-    picture: VideoFrame
-
-
-class VideoFile:
-    """An open video: `info`, `timetable`, and its frames from any time on.
-
-    Reading goes on where the last read ended when that is the way to the wanted time, else it starts at a key frame before it, so
-    that neither consecutive clips nor a late first one decode anything twice. `num_corrupt` counts the packets that gave an error or
-    only part of a frame.
+    Reading goes on where the last read ended when that is the way to the wanted frame, else it starts at a key frame before it, so
+    that neither consecutive clips nor a late first one decode anything twice. Where the file's times lead to no places in it, such as
+    after a clock that began anew, the packets before that key frame are read, and not decoded.
 
     path: a local file. alive: called at least once per decoded frame, so that a watchdog can tell slow from hung.
     Raises DecodeError with code `missing_file`, `unreadable`, `empty_file`, `not_a_video`, `truncated` (nothing of it can be read),
@@ -72,146 +67,105 @@ class VideoFile:
     """
 
     def __init__(self, path: str, options: DecodeOptions, alive: Callable[[], None] = lambda: None) -> None:
+        super().__init__(options)
         if check_file(path).st_size == 0:
             raise DecodeError("the file is empty (0 bytes)", code="empty_file")
         self._path = path
-        self._options = options
         self._alive = alive
-        self.num_corrupt = 0
         self._converter = VideoReformatter()
         self._claimed, self._is_cut = container_of(path)
-        self._container, self._stream = self._opened()
+        self._open()
         try:
             self.timetable = read_timetable(self._container, self._stream, alive)
             if not self.timetable.times:
                 raise self._unusable("no_frames", "it holds no frame")
-            self._decoder: Iterator[VideoFrame] = iter(())
+            self._decoder: Iterator[tuple[VideoFrame, int | None]] = iter(())
             self._ahead: Shown | None = None
             self._last_index = -1
+            self._awaited: int | None = None
+            self._key_packets = frozenset(key.packet for key in self.timetable.keys) if self.timetable.by_order else frozenset()
+            self._counted_keys: dict[int, int] = {}
             self._restart()
             self.info = self._measured()
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> VideoFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
-
     def close(self) -> None:
         """Let go of the file."""
         self._container.close()
 
-    def sampled(self, start_s: float, end_s: float | None = None, after_index: int = -1, wanted: Collection[int] = ()) -> Iterator[Shown]:
-        """Frames that appear in [start_s, end_s) and are on the screen at start_s + n / fps for some n; all of them without `fps`.
-
-        In ascending order, each at most once. end_s None: to the end. after_index: only frames later than that one (a resumed read).
-        wanted: numbers of frames that come whatever `fps` says, where they lie in the span.
-        """
-        wanted = frozenset(wanted)
-        end_s = self.info.duration_s + 1 if end_s is None else end_s
-        previous: Shown | None = None
-        for shown in self.frames(max(start_s, self.timetable.second_of(after_index + 1))):
-            if shown.timestamp_s >= end_s - TOLERANCE_S:
-                self.push_back(shown)
-                break
-            if shown.timestamp_s < start_s - TOLERANCE_S or shown.frame_index <= after_index:
-                continue
-            if previous is not None and self._is_taken(previous, shown.timestamp_s, start_s, wanted):
-                yield previous
-            previous = shown
-        if previous is not None and self._is_taken(previous, min(end_s, self.info.duration_s), start_s, wanted):
-            yield previous
-
-    def frames(self, start_s: float) -> Iterator[Shown]:
-        """All frames that decode, in order, from the one on the screen at `start_s` on."""
-        wanted = self.timetable.index_at(start_s)
-        self._go_to(wanted)
+    def frames_from(self, index: int) -> Iterator[Shown]:
+        """See Footage."""
+        if index < len(self.timetable.times):
+            self._go_to(index)
         while (shown := self._next()) is not None:
-            if shown.frame_index >= wanted:
+            if shown.frame_index >= index:
                 yield shown
 
     def push_back(self, shown: Shown) -> None:
-        """Let the next read begin with the frame that was read last."""
+        """See Footage."""
         self._ahead = shown
 
-    def frame(self, shown: Shown, image_size: int) -> DecodedFrame:
-        """The frame in RGB, turned for display, resized to (image_size, image_size), bicubic: the model's preprocessing, as for images."""
-        rgb = self._converter.reformat(shown.picture, format="rgb24", threads=1).to_ndarray()
+    def image(self, shown: Shown) -> Image.Image:
+        """See Footage."""
+        image = self._pixels(shown.picture)
         turn = orientation_of(shown.picture).turn
-        image = Image.fromarray(rgb)
-        resized = (image if turn is None else image.transpose(turn)).resize((image_size, image_size), Image.Resampling.BICUBIC)
-        return DecodedFrame(shown.frame_index, shown.timestamp_s, np.asarray(resized))
+        return image if turn is None else image.transpose(turn)
 
     def small(self, shown: Shown, width: int) -> np.ndarray:
-        """The frame about `width` px wide, not turned, (H, W, 3) uint8 BGR: enough to see a shot change."""
+        """See Footage."""
         picture = shown.picture
         scale = min(width / picture.width, 1)
         size = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
-        small = self._converter.reformat(picture, *size, format="bgr24", interpolation="AREA", threads=1)
-        return np.asarray(small.to_ndarray(), dtype=np.uint8)
+        return np.asarray(self._pixels(picture, size, "AREA"), dtype=np.uint8)[:, :, ::-1]
 
-    def planned(self, start_s: float, end_s: float | None = None, wanted: Collection[int] = ()) -> SpanPlan:
-        """What `sampled` will give of a span when every frame of it decodes, from the timetable alone."""
-        table, end_s = self.timetable, self.info.duration_s + 1 if end_s is None else end_s
-        first, end = (bisect_left(table.times, table.times[0] + (second - TOLERANCE_S) / table.time_base) for second in (start_s, end_s))
-        times = [table.second_of(index) for index in range(first, end)]
-        until = [*times[1:], min(end_s, self.info.duration_s)]
-        rows = zip(range(first, end), times, until, strict=True)
-        wanted = frozenset(wanted)
-        sampled = [(index, time_s) for index, time_s, until_s in rows if index in wanted or self._is_sampled(time_s, until_s, start_s)]
-        return SpanPlan(first, end, sampled)
-
-    def frames_at(self, times_s: Sequence[float]) -> list[int | None]:
-        """The number of the frame on the screen at each time, in seconds after the first frame; None where none is.
-
-        A frame that appears within a millisecond after a time counts, as written times are rounded. The end of the video is its last
-        frame's, within the same millisecond.
-        """
-        end_s = self.info.duration_s + TOLERANCE_S
-        return [self.timetable.index_at(time_s) if -TOLERANCE_S <= time_s <= end_s else None for time_s in times_s]
-
-    def _is_taken(self, shown: Shown, until_s: float, start_s: float, wanted: Collection[int]) -> bool:
-        return shown.frame_index in wanted or self._is_sampled(shown.timestamp_s, until_s, start_s)
-
-    def _is_sampled(self, time_s: float, until_s: float, start_s: float) -> bool:
-        """Whether a frame on the screen from `time_s` to `until_s` is there at start_s + n / fps for some n."""
-        fps = self._options.fps
-        if fps is None:
-            return True
-        instant = math.ceil((time_s - TOLERANCE_S - start_s) * fps)
-        return start_s + max(instant, 0) / fps < until_s - TOLERANCE_S
+    def _pixels(self, picture: VideoFrame, size: tuple[int, int] = (0, 0), interpolation: str | None = None) -> Image.Image:
+        """A frame in RGB, not turned, of its own size or as given (width, height)."""
+        width, height = (side or None for side in size)
+        kind = "rgba" if _may_be_transparent(picture) else "rgb24"
+        converted = self._converter.reformat(picture, width, height, format=kind, interpolation=interpolation, threads=1).to_ndarray()
+        return Image.fromarray(converted) if kind == "rgb24" else over_white(Image.fromarray(converted))
 
     # --- position ------------------------------------------------------------------------------------------------------------
 
     def _go_to(self, wanted: int) -> None:
-        table = self.timetable
-        keys = table.keys_until(table.times[wanted], _KEYS_TRIED)
+        keys = self._keys_until(wanted)
         here = self._ahead.frame_index if self._ahead is not None else self._last_index + 1
-        if here <= wanted and (not keys or table.index_of(keys[-1]) <= here):
+        if here <= wanted and (not keys or keys[-1].number <= here):
             return
         for key in reversed(keys):
             if self._start_at(key) and (ahead := self._peek()) is not None and ahead.frame_index <= wanted:
                 return
         self._restart()
 
-    def _start_at(self, key: int) -> bool:
+    def _keys_until(self, index: int) -> Sequence[Key]:
+        """The last keys at or before a frame; where only the order of frames is known, of those that have been counted."""
+        if not self.timetable.by_order:
+            return self.timetable.keys_until(index, _KEYS_TRIED)
+        counted = [(number, packet) for packet, number in self._counted_keys.items() if number <= index]
+        return [Key(number, 0, packet) for number, packet in sorted(counted)[-_KEYS_TRIED:]]
+
+    def _start_at(self, key: Key) -> bool:
         """Move to a key frame. Some demuxers look for decoding times and land elsewhere, which the caller sees by the next frame."""
-        try:
-            self._container.seek(key, stream=self._stream)
-        except av.FFmpegError:
-            return False
-        self._decoder = self._decoded()
-        self._ahead, self._last_index = None, self.timetable.index_of(key) - 1
+        if not self.timetable.seeks:
+            self._restart(key.packet)
+        else:
+            try:
+                self._container.seek(key.time, stream=self._stream)
+            except av.FFmpegError:
+                return False
+            self._decoder = self._decoded()
+        self._ahead, self._last_index = None, key.number - 1
+        self._awaited = key.packet if self.timetable.by_order else None
         return True
 
-    def _restart(self) -> None:
+    def _restart(self, packet: int = 0) -> None:
+        """Open the file anew, at its beginning or at a packet."""
         self._container.close()
-        self._container, self._stream = self._opened()
-        self._decoder = self._decoded()
-        self._ahead, self._last_index = None, -1
+        self._open()
+        self._decoder = self._decoded(packet)
+        self._ahead, self._last_index, self._awaited = None, -1, None
 
     def _peek(self) -> Shown | None:
         self._ahead = self._next()
@@ -222,40 +176,66 @@ class VideoFile:
             shown, self._ahead = self._ahead, None
             return shown
         table = self.timetable
-        for picture in self._decoder:
-            time = picture.dts if picture.pts is None else picture.pts
-            index = self._last_index + 1 if time is None or self._by_order else table.index_of(time)
+        for picture, packet in self._decoder:
+            index = self._number(picture, packet)
             if self._last_index < index < len(table.times):
                 self._last_index = index
-                return Shown(index, table.seconds(table.times[index]), picture)
+                return Shown(index, table.second_of(index), picture)
         self._last_index = len(table.times)
         return None
 
-    def _decoded(self) -> Iterator[VideoFrame]:
-        """Frames from the current position to the end; packets that do not decode are counted and skipped."""
+    def _number(self, picture: VideoFrame, packet: int | None) -> int:
+        """Which frame of the video a decoded one is, by its packet or its time; the next one where neither says it."""
+        table, following = self.timetable, self._last_index + 1
+        if table.places is not None and packet is not None:
+            number = table.places[packet] if packet < len(table.places) else -1
+            # Of frames of one time, the decoder knows the order.
+            twin = max(table.index_of(table.times[number]), following) if number >= 0 else len(table.times)
+            return twin if twin < len(table.times) and table.times[twin] == table.times[number] else number
+        if table.by_order:
+            return self._counted(packet, following)
+        time = picture.dts if picture.pts is None else picture.pts
+        return following if time is None or table.places is not None else table.index_of(time)
+
+    def _counted(self, packet: int | None, following: int) -> int:
+        """The number of a frame where only their order is known: -1 for those before the key frame where decoding started."""
+        if self._awaited is not None and packet != self._awaited:
+            return -1
+        self._awaited = None
+        if packet in self._key_packets:
+            self._counted_keys[packet] = following
+        return following
+
+    def _decoded(self, first: int = 0) -> Iterator[tuple[VideoFrame, int | None]]:
+        """Frames from the current position to the end, each with the place of its packet in the file where that is counted.
+
+        Packets that do not decode are counted and skipped. first: so many packets are passed over before.
+        """
         try:
-            for packet in self._container.demux(self._stream):
+            for number, packet in enumerate(_full(self._container.demux(self._stream))):
                 self._alive()
-                if packet.is_corrupt:
+                if is_cut_off(packet, self._container):
                     self.num_corrupt += 1
-                    continue
-                try:
-                    for picture in packet.decode():
-                        # Given all the same: the decoder has filled the hole from what it knew.
-                        self.num_corrupt += picture.is_corrupt
-                        yield picture
-                except av.FFmpegError:
-                    self.num_corrupt += 1
+                elif number >= first or not packet.size:
+                    yield from self._frames_of(packet, number)
         except av.FFmpegError:
             # The file cannot be read on; what the decoder still holds is good.
-            try:
-                yield from self._stream.codec_context.decode(None)
-            except av.FFmpegError:
-                self.num_corrupt += 1
+            yield from self._frames_of(None, None)
+
+    def _frames_of(self, packet: Packet[VideoStream] | None, number: int | None) -> Iterator[tuple[VideoFrame, int | None]]:
+        try:
+            if packet is not None and packet.size:
+                packet.opaque = number
+            for picture in self._context.decode(packet):
+                # Given all the same: the decoder has filled the hole from what it knew.
+                self.num_corrupt += picture.is_corrupt
+                yield picture, picture.opaque if isinstance(picture.opaque, int) else None
+        except av.FFmpegError:
+            self.num_corrupt += 1
 
     # --- opening -------------------------------------------------------------------------------------------------------------
 
-    def _opened(self) -> tuple[InputContainer, VideoStream]:
+    def _open(self) -> None:
         try:
             container = av.open("file:" + self._path, container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
         except MemoryError as error:
@@ -263,10 +243,12 @@ class VideoFile:
         except (av.FFmpegError, ValueError, OSError) as error:
             raise self._broken(error) from error
         try:
-            return container, self._selected(container)
+            self._stream = self._selected(container)
+            self._context = self._decoding(self._stream)
         except BaseException:
             container.close()
             raise
+        self._container = container
 
     def _selected(self, container: InputContainer) -> VideoStream:
         streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
@@ -275,15 +257,25 @@ class VideoFile:
             raise self._unusable("no_video_stream", f"it has no video stream, but {kinds}")
         best = container.streams.best("video")
         stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
-        context = stream.codec_context
-        if context is None:
+        if stream.codec_context is None:
             raise self._unusable("unsupported_codec", "this build of FFmpeg has no decoder for its video stream; transcode it to H.264")
+        return stream
+
+    def _decoding(self, stream: VideoStream) -> VideoCodecContext:
+        """The decoder of a stream, set up."""
+        context = stream.codec_context
         self._refuse_bomb(context.width, context.height)
+        name = _DECODERS_WITH_ALPHA.get(context.codec.canonical_name)
+        if name is not None and stream.metadata.get("alpha_mode", stream.metadata.get("ALPHA_MODE")) == "1":
+            seeing = CodecContext.create(name, "r")
+            if isinstance(seeing, VideoCodecContext):
+                seeing.extradata = context.extradata
+                context = seeing
         context.options = {"max_pixels": str(self._options.max_pixels)}
         context.thread_type = "AUTO"
         context.thread_count = self._options.video_threads
-        self._by_order = has_no_presentation_times(container)
-        return stream
+        context.copy_opaque = True
+        return context
 
     def _measured(self) -> VideoInfo:
         first = self._peek()
@@ -321,3 +313,12 @@ class VideoFile:
         if self._is_cut:
             return DecodeError(f"the video ends too early, and nothing of it can be read: {what}", code="truncated")
         return DecodeError(f"the video cannot be used: {what}", code=code)
+
+
+def _full(packets: Iterator[Packet[VideoStream]]) -> Iterator[Packet[VideoStream]]:
+    """Packets that hold something, and the one that ends the stream: an empty one in its middle would end the decoder, too."""
+    return (packet for packet in packets if packet.size or packet.dts is None)
+
+
+def _may_be_transparent(picture: VideoFrame) -> bool:
+    return picture.format.has_palette or any(part.is_alpha for part in picture.format.components)

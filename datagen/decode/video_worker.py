@@ -58,11 +58,12 @@ class VideoWorker:
         for shown in video.sampled(request["start_s"], request["end_s"], request["after_index"], request["wanted"]):
             fault_point("decode", f"{request['uri']}#frame={shown.frame_index};")
             frame = video.frame(shown, self._image_size)
-            place = {"frame_index": frame.frame_index, "timestamp_s": frame.timestamp_s}
+            place = {"frame_index": frame.frame_index, "timestamp_s": frame.timestamp_s, "missing": request["missing"] + video.num_missing}
             self._answers.push({"kind": "frame", **place}, frame.pixels.tobytes())
             gc.collect()  # PyAV's frames and their side data hold one another: hundreds of megabytes before Python would notice
-        counts = {"truncated": video.info.truncated, "corrupt_packets": video.num_corrupt - num_corrupt}
-        self._answers.send({"kind": "end", **counts})
+        counts = {"corrupt_packets": video.num_corrupt - num_corrupt, "missing": request["missing"] + video.num_missing}
+        flags = video.flags(request["start_s"], request["end_s"])
+        self._answers.send({"kind": "end", "truncated": video.info.truncated, "flags": flags, **counts})
 
     def _video(self, path: str) -> VideoFile:
         status = check_file(path)

@@ -21,11 +21,13 @@ _STOPS = (JobError, ModelLoadError, ClusterError, StorageError)
 
 
 class FrameStream(Protocol):
-    """The frames of a clip. `plan` says which will come if all decode; the others are known at the end."""
+    """The frames of a clip. `plan` says which will come if all decode; the others are known at the end, `flags` are those of the clip."""
 
     plan: SpanPlan
     truncated: bool
     corrupt_packets: int
+    missing_frames: int
+    flags: Sequence[str]
 
     def __iter__(self) -> Iterator[DecodedFrame]:
         """In order. Raises DecodeError."""
@@ -166,10 +168,12 @@ class _Walk:
         stream, plan, found = self._follow(span, handovers)
         done = self._sample(self._clip(span, len(plan.sampled), span.is_last and stream.truncated))
         done.tracks, done.dropped = found.tracks, dict(found.dropped)
-        if stream.corrupt_packets:
-            done.dropped["corrupt_packets"] = stream.corrupt_packets
-        if done.clip is not None and not span.is_last:
-            done.clip.handovers = found.handovers
+        for reason, count in (("corrupt_packets", stream.corrupt_packets), ("missing_frame", stream.missing_frames)):
+            if count:
+                done.dropped[reason] = count
+        if done.clip is not None:
+            done.clip.missing_frames, done.clip.flags = stream.missing_frames, [*done.clip.flags, *stream.flags]
+            done.clip.handovers = [] if span.is_last else found.handovers
         return done
 
     def _follow(self, span: ClipSpan, handovers: Sequence[Handover]) -> tuple[FrameStream, SpanPlan, ClipFindings]:

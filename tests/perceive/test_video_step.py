@@ -191,7 +191,7 @@ def test_frames_are_sampled_and_keep_their_number_in_the_video(clips: Clips) -> 
 @pytest.mark.parametrize(
     ("prompt", "code"),
     [
-        (Prompt(box=(999, 5, 1099, 50)), "prompt_outside"),
+        (Prompt(box=(5, 5, 999, 50)), "prompt_outside"),
         (Prompt(box=box_at(0), frame_index=99), "prompt_frame"),
         (Prompt(box=box_at(0), time_s=60.0), "prompt_frame"),
     ],
@@ -256,6 +256,24 @@ def test_a_clip_with_damaged_frames_is_followed_through_the_others(clips: Clips,
             assert indices == sorted(set(indices))
             assert len(indices) == s.clip.num_frames
     assert sum(s.dropped.get("corrupt_packets", 0) for s in done) > 0 or sum(s.clip.num_frames for s in done) == NUM_FRAMES
+
+
+def test_a_clip_says_which_frames_are_missing_and_that_a_clock_began_anew(clips: Clips, tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.ts")
+    data = whole.read_bytes()
+    with av.open(str(whole)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    path = tmp_path / "joined.ts"
+    # The first part lacks its first frame, without which the next three of its group cannot be decoded.
+    path.write_bytes(data[: places[0]] + data[places[1] :] + data)
+
+    done = clips([Prompt(box=box_at(5))], path=path, fake=True)
+
+    assert [s.failure for s in done] == [None] * len(done)
+    assert sum(s.clip.num_frames + s.clip.missing_frames for s in done) == done[0].clip.num_video_frames == 2 * NUM_FRAMES - 1
+    assert [s.clip.missing_frames for s in done] == [3] + [0] * (len(done) - 1)
+    assert [s.dropped.get("missing_frame", 0) for s in done] == [s.clip.missing_frames for s in done]
+    assert [s.clip.clip_index for s in done if "clock_restart" in s.clip.flags] == [2]
 
 
 class Clumsy(FakeClipPerceiver):

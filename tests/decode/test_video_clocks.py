@@ -1,0 +1,214 @@
+"""Clocks as files really have them: joined recordings, equal and missing times, streams that begin in the middle, pictures never shown."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+from video_files import SIZE, clip, number_of, numbered, numbers, write_video
+
+from datagen.decode.reader import VideoReader
+from datagen.decode.video import VideoFile
+from datagen.job import DecodeOptions
+
+H264 = {"gop": 8, "b_frames": 2, "options": {"preset": "veryfast"}}
+MPEG2 = {"codec": "mpeg2video", "fps": 25, "gop": 8, "b_frames": 2}
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[VideoReader]:
+    reader = VideoReader(DecodeOptions(), SIZE)
+    yield reader
+    reader.close()
+
+
+def part(folder: Path, name: str, shown: range, offset_s: float = 0.0, **options) -> bytes:
+    """A recording whose frames show the numbers `shown`; its clock begins at its muxer's start and `offset_s`."""
+    path = write_video(folder / name, map(numbered, shown), muxer={"output_ts_offset": str(offset_s)}, **options)
+    return path.read_bytes()
+
+
+def shown_of(path: Path) -> dict[int, int]:
+    """Frame number -> the number that the frame shows, of all that decode; also each part of three frames by itself, the last first."""
+    with VideoFile(str(path), DecodeOptions()) as video:
+        whole = {shown.frame_index: number_of(video.frame(shown, SIZE).pixels) for shown in video.sampled(0)}
+        for first in range(len(video.timetable.times) - 1, -1, -3):
+            some = itertools.islice(video.frames_from(first), 3)
+            found = {shown.frame_index: number_of(video.frame(shown, SIZE).pixels) for shown in some}
+            assert found == {index: whole[index] for index in sorted(whole) if index >= first and index <= max(found, default=-1)}
+        return whole
+
+
+# Where the later parts' clocks begin, seconds: all anew; one ahead by minutes; behind by hours, which a demuxer takes for a day ahead.
+@pytest.mark.parametrize("offsets", [(0, 0, 0), (0, 500, 3), (20_000, 7, 95_000)])
+@pytest.mark.parametrize(("suffix", "options"), [("ts", H264), ("mpg", MPEG2)])
+def test_recordings_that_were_joined_follow_one_another(reader, tmp_path, suffix, options, offsets):
+    ranges = [range(20), range(20, 33), range(33, 38)]
+    path = tmp_path / f"joined.{suffix}"
+    path.write_bytes(b"".join(part(tmp_path, f"{i}.{suffix}", r, offsets[i], **options) for i, r in enumerate(ranges)))
+
+    info = reader.probe(str(path), "joined").info
+    fps = options.get("fps", 10)
+    assert (info.num_frames, info.truncated) == (38, False)
+    assert info.duration_s == pytest.approx(38 / fps, abs=0.001)
+    stream = reader.open(str(path), "joined")
+    found = list(stream)
+    assert [frame.frame_index for frame in found] == numbers(found) == list(range(38))
+    assert [frame.timestamp_s for frame in found] == pytest.approx([index / fps for index in range(38)], abs=0.001)
+    assert (stream.missing_frames, stream.flags) == (0, ("clock_restart",))
+    assert shown_of(path) == {index: index for index in range(38)}
+    # What is said of a part: only the second has no new clock in it.
+    spans = [(0.0, 20.5 / fps), (21 / fps, 30 / fps), (32.5 / fps, 38 / fps)]
+    flags = []
+    for span in spans:
+        stream = reader.open(str(path), "joined", *span)
+        assert numbers(stream)
+        flags.append(stream.flags)
+    assert flags == [("clock_restart",), (), ("clock_restart",)]
+    assert reader.frames_at(str(path), "joined", [20 / fps, 37.5 / fps]) == [20, 37]
+
+
+def test_a_long_still_picture_is_no_new_clock(reader, tmp_path):
+    times = [0, 100, 200, 30_200, 30_300, 99_000]
+    for name in ("still.mp4", "still.mkv"):
+        path = clip(tmp_path, len(times), name, times_ms=times)
+        stream = reader.open(str(path), name)
+        assert [frame.timestamp_s for frame in stream] == pytest.approx([time / 1000 for time in times], abs=0.001)
+        assert stream.flags == ()
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_frames_of_one_time_are_all_there(reader, tmp_path, b_frames):
+    times = [0, 100, 200, 200, 300, 300, 300, 400, 500, 600, 600, 700]
+    path = clip(tmp_path, len(times), "equal.mkv", times_ms=times, b_frames=b_frames, options={"preset": "veryfast"})
+    stream = reader.open(str(path), "equal")
+    found = list(stream)
+    assert [frame.frame_index for frame in found] == list(range(12))
+    assert sorted(numbers(found)) == list(range(12))
+    assert [frame.timestamp_s for frame in found] == pytest.approx([time / 1000 for time in times], abs=0.001)
+    assert stream.missing_frames == 0
+    # Of several at one time the last is what stays on the screen.
+    assert reader.frames_at(str(path), "equal", [0.2, 0.25, 0.3]) == [3, 3, 6]
+
+
+def packets_of(path: Path) -> list[av.Packet]:
+    with av.open(str(path)) as container:
+        return [packet for packet in container.demux(video=0) if packet.size]
+
+
+def test_a_stream_that_begins_within_a_group_says_what_is_missing(reader, tmp_path):
+    whole = clip(tmp_path, 24, "whole.ts", gop=8)
+    data, packets = whole.read_bytes(), packets_of(whole)
+    path = tmp_path / "late.ts"
+    # The tables of the stream, then everything from its fourth frame on: 3 to 7 cannot be decoded without frame 0.
+    path.write_bytes(data[: packets[0].pos] + data[packets[3].pos :])
+    info = reader.probe(str(path), "late").info
+    assert (info.num_frames, info.duration_s) == (21, pytest.approx(2.1, abs=0.001))
+    stream = reader.open(str(path), "late")
+    found = list(stream)
+    assert [(frame.frame_index, number) for frame, number in zip(found, numbers(found), strict=True)] == [(i, i + 3) for i in range(5, 21)]
+    assert found[0].timestamp_s == pytest.approx(0.5, abs=0.001)
+    assert stream.missing_frames == 5
+    later = reader.open(str(path), "late", 0.6, 1.0)
+    assert len(list(later)) == 4
+    assert later.missing_frames == 0
+
+
+def test_missing_frames_are_counted_once_though_the_decoder_dies(tmp_path):
+    import os
+
+    whole = clip(tmp_path, 24, "whole.ts", gop=8)
+    data, packets = whole.read_bytes(), packets_of(whole)
+    path = tmp_path / "late.ts"
+    path.write_bytes(data[: packets[0].pos] + data[packets[3].pos :])
+    reader = VideoReader(DecodeOptions(prefetch_frames=1), SIZE)
+    stream = reader.open(str(path), "late")
+    next(stream)
+    os.kill(reader.pid, 9)
+    assert len(list(stream)) == 15
+    reader.close()
+    assert stream.missing_frames == 5
+
+
+def remux(source: Path, target: Path, change, **options) -> Path:
+    """The packets of a file put into another one, each as `change(number, packet)` left it."""
+    with av.open(str(source)) as container, av.open(str(target), "w", **options) as out:
+        stream = out.add_stream_from_template(container.streams.video[0])
+        for number, packet in enumerate(container.demux(video=0)):
+            if packet.size:
+                change(number, packet)
+                packet.stream = stream
+                out.mux(packet)
+    return target
+
+
+def test_a_first_time_below_zero(reader, tmp_path):
+    def earlier(_: int, packet: av.Packet) -> None:
+        shift = round(Fraction(7, 2) / packet.time_base)
+        packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+
+    path = remux(clip(tmp_path, 14), tmp_path / "below.mkv", earlier, options={"avoid_negative_ts": "disabled"})
+    stream = reader.open(str(path), "below")
+    found = list(stream)
+    assert [frame.frame_index for frame in found] == numbers(found) == list(range(14))
+    assert found[-1].timestamp_s == pytest.approx(1.3, abs=0.002)
+
+
+def test_a_clock_of_33_bits_that_turns_over(reader, tmp_path):
+    path = tmp_path / "turn.ts"
+    path.write_bytes(part(tmp_path, "part.ts", range(20), 2**33 / 90_000 - 2.2))
+    found = list(stream := reader.open(str(path), "turn"))
+    assert [frame.frame_index for frame in found] == numbers(found) == list(range(20))
+    assert [frame.timestamp_s for frame in found] == pytest.approx([index / 10 for index in range(20)], abs=0.001)
+    assert stream.flags == ()
+
+
+@pytest.mark.parametrize(("codec", "shown_bit"), [("libvpx", 0x10), ("libvpx-vp9", 0x02)])
+def test_pictures_that_are_never_shown_are_no_frames(reader, tmp_path, codec, shown_bit):
+    """Others are predicted from them; here each key frame is there twice, the first time hidden, at a time of its own."""
+    source, path = clip(tmp_path, 24, "plain.webm", codec, gop=8), tmp_path / "hidden.webm"
+    # Left alone, the muxer would put a hidden picture of VP9 and the next into one packet.
+    with av.open(str(source)) as container, av.open(str(path), "w", options={"fflags": "-autobsf"}) as out:
+        stream = out.add_stream_from_template(container.streams.video[0])
+        for packet in container.demux(video=0):
+            if packet.size and packet.is_keyframe:
+                data = bytearray(bytes(packet))
+                data[0] ^= shown_bit
+                hidden = av.Packet(bytes(data))
+                hidden.pts = hidden.dts = packet.pts - 20
+                hidden.time_base, hidden.stream = packet.time_base, stream
+                out.mux(hidden)
+            if packet.size:
+                packet.stream = stream
+                out.mux(packet)
+    assert len(packets_of(path)) == 27
+    info = reader.probe(str(path), "hidden").info
+    stream = reader.open(str(path), "hidden")
+    found = list(stream)
+    assert info.num_frames == 24
+    assert [frame.frame_index for frame in found] == numbers(found) == list(range(24))
+    assert stream.missing_frames == 0
+    assert shown_of(path) == {index: index for index in range(24)}
+
+
+@pytest.mark.parametrize(("codec", "fps"), [("mpeg4", 10), ("libx264", 10)])
+def test_reordered_frames_where_only_their_order_is_stored(tmp_path, codec, fps):
+    """Key frames after reordered ones: where they are shown is known only once what is before them was decoded."""
+    options = {"preset": "veryfast", "x264-params": "open-gop=1"} if codec == "libx264" else {"q": "2"}
+    path = clip(tmp_path, 40, "order.avi", codec, gop=9, b_frames=2, fps=fps, options=options)
+    assert shown_of(path) == {index: index for index in range(40)}
+
+
+def test_a_seam_is_not_damage_and_a_hole_is(reader, tmp_path):
+    whole = clip(tmp_path, 24, "whole.ts", gop=8)
+    data, packets = whole.read_bytes(), packets_of(whole)
+    path = tmp_path / "hole.ts"
+    path.write_bytes(data[: packets[10].pos] + data[packets[12].pos :])  # frames 10 and 11 are not in the file
+    stream = reader.open(str(path), "hole")
+    found = list(stream)
+    assert len(found) == 22
+    assert [round(frame.timestamp_s * 10) for frame in found] == [*range(10), *range(12, 24)]
