@@ -129,15 +129,16 @@ def steady_rates(checkpoint: Path, folder: Path, images: int, regions: int, max_
         f"{cached:.0%} of prompt tokens from the prefix cache",
         flush=True,
     )
-    return Rates(summary.regions / seconds, usage["output_tokens"] / seconds, job)
+    return Rates(summary.regions / seconds, usage["output_tokens"] / seconds, cached, job)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Regions and output tokens per second, and the job that was run."""
+    """Regions and output tokens per second, the share of prompt tokens that came from the prefix cache, and the job that was run."""
 
     regions: float
     tokens: float
+    cached: float
     job: Job
 
 

@@ -3,7 +3,8 @@
     python benchmarks/resume_scale.py --assets 1000000 --done 0.9
 
 Writes a manifest of that many assets and a dataset in which most of them are done, then starts `datagen run` over both, fakes for the
-models, and ends it once the first new part is committed. Making the input does not count.
+models. Without `--to-the-end` it is ended once the first new part is committed; with it the driver's memory is watched until the job is
+done. Making the input does not count. The memory per listed asset is the difference to the same over a tenth of the assets.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ class Resumed:
     driver_mb: float
 
 
-def resume(folder: Path, manifest: Path, output: Path, limit_s: float) -> Resumed:
-    """Run the job in a process of its own until a part is there."""
+def resume(folder: Path, manifest: Path, output: Path, limit_s: float, to_the_end: bool = False) -> Resumed:
+    """Run the job in a process of its own until a part is there, or to its end."""
     job = folder / "job.yaml"
     job.write_text(JOB)
     parts = {path.name for path in (output / "assets").iterdir()}
@@ -102,7 +103,8 @@ def resume(folder: Path, manifest: Path, output: Path, limit_s: float) -> Resume
         cpu_s = sum(driver.cpu_times()[:2])
         time.sleep(0.1)
     first_part_s = time.monotonic() - began
-    process.send_signal(signal.SIGTERM)
+    if not to_the_end:
+        process.send_signal(signal.SIGTERM)
     out, _ = process.communicate()
     watch.join()
     summary = json.loads(out)
@@ -116,17 +118,27 @@ def main() -> None:
     parser.add_argument("--done", type=float, default=0.9, help="share of the assets that is done")
     parser.add_argument("--assets-per-part", type=int, default=256)
     parser.add_argument("--limit-s", type=float, default=1800.0, help="give up after so long")
+    parser.add_argument("--to-the-end", action="store_true", help="let the job finish")
     arguments = parser.parse_args()
+    print(common.machine(), flush=True)
+    few = prepare_and_resume(arguments, arguments.assets // 10)
+    found = prepare_and_resume(arguments, arguments.assets)
+    per_asset = (found.driver_mb - few.driver_mb) * 1e6 / (found.listed - few.listed)
+    print(f"per asset    {per_asset:8.0f} bytes of the driver's memory, listed or done")
+
+
+def prepare_and_resume(arguments: argparse.Namespace, assets: int) -> Resumed:
+    """Make the input, run over it, print what was found."""
     with tempfile.TemporaryDirectory() as name:
         folder, output = Path(name), Path(name) / "out"
-        manifest = make_manifest(folder, arguments.assets)
-        make_done(output, round(arguments.done * arguments.assets), arguments.assets_per_part)
-        print(common.machine(), flush=True)
-        found = resume(folder, manifest, output, arguments.limit_s)
+        manifest = make_manifest(folder, assets)
+        make_done(output, round(arguments.done * assets), arguments.assets_per_part)
+        found = resume(folder, manifest, output, arguments.limit_s, arguments.to_the_end)
         print(f"{found.listed:,} listed, {found.left:,} left")
         print(f"first work   {found.first_work_s:8.1f} s   from the command")
         print(f"first part   {found.first_part_s:8.1f} s   from the command, with the start of Ray and its workers")
-        print(f"driver       {found.driver_cpu_s:8.1f} s   of processor time until then; {found.driver_mb:.0f} MB at the peak")
+        print(f"driver       {found.driver_cpu_s:8.1f} s   of processor time until then; {found.driver_mb:.0f} MB at the peak", flush=True)
+        return found
 
 
 if __name__ == "__main__":

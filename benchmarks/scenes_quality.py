@@ -1,8 +1,9 @@
 """How well does a student know the rendered scenes? Held-out pictures, through the public door: `datagen run`, then `datagen eval`.
 
-    python benchmarks/scenes_quality.py corpus/student [--images 200] [--clips 40] [--seed 2]
+    python benchmarks/scenes_quality.py corpus/student [--images 200] [--clips 40] [--seed 7]
 
-Draws the pictures and clips of a seed that no training may use, runs the job of examples/tiny-shapes with box prompts, with point
+Draws the pictures and clips of a seed that no training may use and by which nothing was tuned (seed 2 was what tiny-shapes' recipe was
+chosen by), runs the job of examples/tiny-shapes with box prompts, with point
 prompts, without prompts, and on the clips; measures each run against the truth, and prints one table with the targets.
 """
 
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--clips", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.seed == TRAINING_SEED:

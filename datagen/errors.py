@@ -4,7 +4,7 @@ DatagenError
   JobError            the job file or the command line is wrong            exit 2, stops the job
   SourceError         the input cannot be listed at all                    exit 2, stops the job
   DecodeError         one asset cannot be turned into pixels               a failed row
-  PromptError         one asset's prompt makes no sense for its picture    a failed row
+  PromptError         a prompt makes no sense for its picture              costs the prompt; a failed row when no other is left
   ModelError
     ModelLoadError    weights missing, incomplete or of another shape      exit 2, stops the job
     ModelOutputError  the model gave something unusable for one asset      a failed row
@@ -65,7 +65,7 @@ class DecodeError(DatagenError):
 
 
 class PromptError(DatagenError):
-    """One asset's prompt makes no sense for its picture."""
+    """A prompt makes no sense for its picture."""
 
     code = "prompt"
 

@@ -78,6 +78,12 @@ def mask_area(rle: RLE) -> int:
     return int(coco.area(_compressed(rle)))
 
 
+def rle_box(rle: RLE) -> Box | None:
+    """The tight XYXY box around an encoded mask, without decoding; None when it is empty."""
+    left, top, width, height = (float(value) for value in coco.toBbox(_compressed(rle)))
+    return (left, top, left + width, top + height) if width > 0 and height > 0 else None
+
+
 def mask_box(mask: NDArray[np.bool_]) -> Box | None:
     """The tight XYXY box around a mask, None when the mask is empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))

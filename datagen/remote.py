@@ -19,7 +19,7 @@ from datagen.ranged_file import RangedFile
 
 # Scheme -> what installs the package that fsspec needs for it. No others: fsspec would also follow URIs into archives, other hosts and
 # local files.
-_FSSPEC = {"gs": 'pip install gcsfs, or "datagen[gcs]"', "hf": "pip install huggingface_hub"}
+_FSSPEC = {"gs": "pip install gcsfs", "hf": "pip install huggingface_hub"}
 SCHEMES = ("s3", *_FSSPEC)
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")

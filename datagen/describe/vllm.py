@@ -247,7 +247,8 @@ def _sampling_params(sampling: Sampling, stop_ids: list[int]) -> Any:
 def _explained(error: Exception) -> Exception:
     if isinstance(error, ImportError):
         return ModelLoadError(
-            f"vLLM cannot be imported ({error}). Install datagen[cpu] or datagen[gpu], or set describe.engine to transformers"
+            f"vLLM cannot be imported ({error}). `make setup` in a checkout installs it (with LOCK=requirements/gpu.lock "
+            "for CUDA); or set describe.engine to transformers"
         )
     return ClusterError(
         f"the vLLM engine did not start: {error}. Its own log above has the cause; most often too little memory: "

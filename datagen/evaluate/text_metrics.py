@@ -95,7 +95,7 @@ def meteor(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[fl
     synonym module is left out, so that values are a little lower than those of the Java tool. Raises JobError without NLTK.
     """
     if not has_meteor():
-        raise JobError("METEOR needs NLTK: pip install 'datagen[eval]'")
+        raise JobError("METEOR needs NLTK: pip install nltk")
     from nltk.translate.meteor_score import meteor_score
 
     pairs = zip(texts, references, strict=True)
@@ -124,7 +124,7 @@ def load_embedder(name: str) -> Embedder:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise JobError("semantic similarity needs sentence-transformers: pip install 'datagen[similarity]'") from error
+        raise JobError("semantic similarity needs sentence-transformers: pip install sentence-transformers") from error
     _refuse_code(Path(name))
     try:
         model: Embedder = SentenceTransformer(name, trust_remote_code=False)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datagen.job import PerceiveOptions
-from datagen.masks import stability_score
+from datagen.masks import mask_area, rle_box, stability_score
 from datagen.pam.front_end import Decoded, FrontEnd, ImageFeatures
 from datagen.perceive.everything import Candidate, find_sized
 from datagen.perceive.memory import CallSize, sized_by
-from datagen.perceive.prompts import EncodedPrompt, encode_prompt
+from datagen.perceive.prompts import EncodedPrompt, encode_prompt, given_mask, prompt_group
 from datagen.perceive.regions import ImageMask, image_masks
 from datagen.records import Prompt, Region, RegionTokens
 
@@ -62,13 +63,11 @@ class _Answer:
     sem_tokens: NDArray[np.generic]
 
 
-@dataclass(slots=True)
-class _Question:
-    """Prompt number `prompt_index` of image number `image_index`, ready for the prompt encoder."""
+class _Question(NamedTuple):
+    """Prompt number `prompt_index` of image number `image_index`."""
 
     image_index: int
     prompt_index: int
-    encoded: EncodedPrompt
 
 
 def perceive_batch(front_end: FrontEnd, pictures: Sequence[Picture], options: PerceiveOptions, prompts: CallSize) -> list[Perception]:
@@ -79,9 +78,9 @@ def perceive_batch(front_end: FrontEnd, pictures: Sequence[Picture], options: Pe
     with sized_by("perceive.batch_size", len(pictures)):
         features = front_end.encode(torch.from_numpy(np.stack([picture.pixels for picture in pictures])))
     images = [_open(front_end, features, index, picture, options, prompts) for index, picture in enumerate(pictures)]
-    for questions in _calls(front_end, images, prompts):
+    for questions in _calls(images, prompts):
         with sized_by(prompts.option, len(questions)):
-            _answer(front_end, images, questions, _decode(front_end, features, questions), options)
+            _answer(front_end, images, questions, _decode(front_end, features, images, questions), options)
         prompts.fitted(len(questions))
     return [_close(image, front_end.dtype) for image in images]
 
@@ -97,13 +96,12 @@ def _open(
     return _Image(picture.width, picture.height, boxes, candidates, dropped)
 
 
-def _calls(front_end: FrontEnd, images: Sequence[_Image], prompts: CallSize) -> Iterator[list[_Question]]:
+def _calls(images: Sequence[_Image], prompts: CallSize) -> Iterator[list[_Question]]:
     """All prompts of all images, in groups that can share a mask-decoder call; images stay together within a call."""
     groups: dict[tuple[int, bool], list[_Question]] = {}
     for image_index, image in enumerate(images):
         for prompt_index, prompt in enumerate(image.prompts):
-            encoded = encode_prompt(prompt, image.width, image.height, front_end.image_size)
-            groups.setdefault(encoded.group, []).append(_Question(image_index, prompt_index, encoded))
+            groups.setdefault(prompt_group(prompt), []).append(_Question(image_index, prompt_index))
     for questions in groups.values():
         start = 0
         while start < len(questions):
@@ -112,15 +110,20 @@ def _calls(front_end: FrontEnd, images: Sequence[_Image], prompts: CallSize) -> 
             start += len(some)
 
 
-def _decode(front_end: FrontEnd, features: ImageFeatures, questions: Sequence[_Question]) -> Decoded:
-    masks = [question.encoded.mask_logits for question in questions if question.encoded.mask_logits is not None]
+def _decode(front_end: FrontEnd, features: ImageFeatures, images: Sequence[_Image], questions: Sequence[_Question]) -> Decoded:
+    encoded = [_encode(images[question.image_index], question, front_end.image_size) for question in questions]
+    masks = [prompt.mask_logits for prompt in encoded if prompt.mask_logits is not None]
     return front_end.decode(
         features,
         torch.tensor([question.image_index for question in questions]),
-        torch.from_numpy(np.stack([question.encoded.points for question in questions])),
-        torch.from_numpy(np.stack([question.encoded.labels for question in questions])),
+        torch.from_numpy(np.stack([prompt.points for prompt in encoded])),
+        torch.from_numpy(np.stack([prompt.labels for prompt in encoded])),
         torch.from_numpy(np.stack(masks)) if masks else None,
     )
+
+
+def _encode(image: _Image, question: _Question, image_size: int) -> EncodedPrompt:
+    return encode_prompt(image.prompts[question.prompt_index], image.width, image.height, image_size)
 
 
 def _answer(
@@ -134,34 +137,41 @@ def _answer(
     row = 0
     for image_index, group in groupby(questions, key=lambda question: question.image_index):
         image, same_image = images[image_index], list(group)
-        for question, mask in zip(same_image, _masks(image, logits[row : row + len(same_image)], options), strict=True):
+        masks = _masks(image, same_image, logits[row : row + len(same_image)], options)
+        for question, mask in zip(same_image, masks, strict=True):
             region = _region(image, question.prompt_index, mask, scores[row], options)
             image.answers[question.prompt_index] = _Answer(region, image_tokens[row], sem_tokens[row])
             row += 1
 
 
-def _masks(image: _Image, logits: Tensor, options: PerceiveOptions) -> Iterator[ImageMask | None]:
-    """Masks at the image's size; None where the candidate's own is stored and this one is not needed."""
+def _masks(image: _Image, questions: Sequence[_Question], logits: Tensor, options: PerceiveOptions) -> Iterator[ImageMask | None]:
+    """Masks at the image's size; None where another is stored and this one is not needed."""
     if image.candidates and options.everything.stored_mask == "candidate":
         return iter([None] * len(logits))
-    return image_masks(logits, image.height, image.width)
+    needed = [given_mask(image.prompts[question.prompt_index]) is None for question in questions]
+    made = image_masks(logits[torch.tensor(needed, device=logits.device)], image.height, image.width)
+    return (next(made) if is_needed else None for is_needed in needed)
 
 
 def _region(image: _Image, index: int, mask: ImageMask | None, scores: list[float], options: PerceiveOptions) -> Region | str:
     """The region of prompt number `index`, or the reason why it is dropped. scores: predicted IoU, stability, object score."""
     predicted_iou, stability, object_score = scores
-    if mask is None:
+    prompt = image.prompts[index]
+    stored: Candidate | None
+    if image.candidates and mask is None:
         stored, source = image.candidates[index], "candidate"
-    elif mask.box is not None:
-        stored = Candidate(mask.encode(), mask.box, mask.area_px, predicted_iou, stability)
-        source = "refined" if image.candidates else "prompt"
+    elif mask is None:
+        stored, source = _given(prompt, predicted_iou, stability), "given"
     else:
+        stored = mask.box and Candidate(mask.encode(), mask.box, mask.area_px, predicted_iou, stability)
+        source = "refined" if image.candidates else "prompt"
+    if stored is None:
         return "empty_mask"
     if object_score <= 0 and options.drop_absent:
         return "absent"
     return Region(
-        region_index=index,
-        prompt=image.prompts[index],
+        region_index=index if prompt.index is None else prompt.index,
+        prompt=prompt,
         mask=stored.mask,
         box_xyxy=stored.box,
         area_px=stored.area_px,
@@ -171,6 +181,12 @@ def _region(image: _Image, index: int, mask: ImageMask | None, scores: list[floa
         mask_source=source,
         flags=["absent"] if object_score <= 0 else [],
     )
+
+
+def _given(prompt: Prompt, predicted_iou: float, stability: float) -> Candidate | None:
+    """The mask that was given as the answer. The scores are of what the decoder makes of it: how sure the model is of this region."""
+    mask, box = prompt.mask, prompt.mask and rle_box(prompt.mask)
+    return Candidate(mask, box, mask_area(mask), predicted_iou, stability) if mask and box else None
 
 
 def _close(image: _Image, dtype: torch.dtype) -> Perception:

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from datagen.errors import DatagenError
 from datagen.job import PerceiveOptions
-from datagen.masks import Box, encode_mask
+from datagen.masks import Box, encode_mask, mask_area, rle_box
 from datagen.perceive.clips import ClipFindings, ClipObject, ClipScene, NewTrackId, handover_prompt
-from datagen.perceive.prompts import check_prompt
+from datagen.perceive.prompts import given_mask
+from datagen.perceive.usable import CLIPPED, count_refused, refusal, usable_prompts
 from datagen.records import (
+    RLE,
     DecodedFrame,
     Event,
     Handover,
@@ -44,10 +45,7 @@ class FakePerceiveStep:
         time.sleep(self.options.fake_delay_s)
         for sample in samples:
             if sample.failure is None:
-                try:
-                    _invent(sample)
-                except DatagenError as error:
-                    sample.fail(error.code, error.message)
+                _invent(sample)
         return samples
 
     def teardown(self) -> None:
@@ -114,18 +112,23 @@ def _tokens(segment: Sequence[tuple[int, float]], rng: np.random.Generator) -> T
 def _invent(sample: Sample) -> None:
     width, height = sample.width or 64, sample.height or 64
     rng = np.random.default_rng(int(hashlib.sha256(sample.asset.asset_id.encode()).hexdigest()[:16], 16))
-    prompts = sample.asset.prompts
+    usable = usable_prompts(sample)
+    count_refused(sample, usable)
+    sample.pixels = None
+    if (failure := refusal(sample, usable)) is not None:
+        sample.fail(failure.code, failure.message)
+        return
+    prompts = usable.prompts
     if prompts is None:
         prompts = [Prompt(box=_random_box(rng, width, height), source="everything") for _ in range(_REGIONS_WITHOUT_PROMPTS)]
-    for prompt in prompts:
-        check_prompt(prompt, width, height)
-    sample.regions = [_region(index, prompt, rng, width, height) for index, prompt in enumerate(prompts)]
+    sample.regions = [_region(place, prompt, rng, width, height) for place, prompt in enumerate(prompts)]
+    for region in sample.regions:
+        region.flags += [CLIPPED] if region.region_index in usable.clipped else []
     if sample.regions:
         sample.tokens = RegionTokens(
             image=rng.standard_normal((len(prompts), _IMAGE_TOKENS, _CHANNELS), dtype=np.float32),
             semantic=rng.standard_normal((len(prompts), _SEM_TOKENS, _CHANNELS), dtype=np.float32),
         )
-    sample.pixels = None
 
 
 def _random_box(rng: np.random.Generator, width: int, height: int) -> Box:
@@ -133,8 +136,27 @@ def _random_box(rng: np.random.Generator, width: int, height: int) -> Box:
     return float(x1), float(y1), float(x2 + 1), float(y2 + 1)
 
 
-def _region(index: int, prompt: Prompt, rng: np.random.Generator, width: int, height: int) -> Region:
-    """A rectangle where the prompt asks: its box, or a box around its first point, or at random."""
+def _region(place: int, prompt: Prompt, rng: np.random.Generator, width: int, height: int) -> Region:
+    """The given mask, or a rectangle where the prompt asks: its box, or a box around its first point, or at random."""
+    mask, box, area = _rectangle(prompt, rng, width, height)
+    source = "candidate" if prompt.source == "everything" else "prompt"
+    given = given_mask(prompt)
+    if given is not None:
+        mask, box, area, source = given, rle_box(given) or box, mask_area(given), "given"
+    return Region(
+        region_index=place if prompt.index is None else prompt.index,
+        prompt=prompt,
+        mask=mask,
+        box_xyxy=box,
+        area_px=area,
+        predicted_iou=float(rng.uniform(0.5, 1)),
+        stability=float(rng.uniform(0.9, 1)),
+        object_score=float(rng.uniform(0, 10)),
+        mask_source=source,
+    )
+
+
+def _rectangle(prompt: Prompt, rng: np.random.Generator, width: int, height: int) -> tuple[RLE, Box, int]:
     if prompt.box is not None:
         x1, y1, x2, y2 = prompt.box
     elif prompt.points:
@@ -145,14 +167,4 @@ def _region(index: int, prompt: Prompt, rng: np.random.Generator, width: int, he
     left, top = (min(max(int(low), 0), side - 1) for low, side in ((x1, width), (y1, height)))
     right, bottom = (min(max(round(high), low + 1), side) for high, low, side in ((x2, left, width), (y2, top, height)))
     piece = np.ones((bottom - top, right - left), dtype=bool)
-    return Region(
-        region_index=index,
-        prompt=prompt,
-        mask=encode_mask(piece, top, left, height, width),
-        box_xyxy=(float(left), float(top), float(right), float(bottom)),
-        area_px=piece.size,
-        predicted_iou=float(rng.uniform(0.5, 1)),
-        stability=float(rng.uniform(0.9, 1)),
-        object_score=float(rng.uniform(0, 10)),
-        mask_source="candidate" if prompt.source == "everything" else "prompt",
-    )
+    return encode_mask(piece, top, left, height, width), (float(left), float(top), float(right), float(bottom)), piece.size

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -11,9 +13,9 @@ from datagen.events import Note, log_event
 from datagen.job import ModelOptions, PerceiveOptions
 from datagen.pam.checkpoint import resolve_model
 from datagen.pam.front_end import FrontEnd, load_front_end
-from datagen.perceive.batch import Picture, perceive_batch
+from datagen.perceive.batch import Perception, Picture, perceive_batch
 from datagen.perceive.memory import CallSize, CallTooLargeError, does_not_fit, free_cache
-from datagen.perceive.prompts import check_prompt
+from datagen.perceive.usable import CLIPPED, Usable, count_refused, refusal, usable_prompts
 from datagen.records import Failure, Sample
 
 
@@ -30,8 +32,9 @@ class PamPerceiveStep:
     """Samples with `pixels` become samples with `regions` and `tokens`. Implements `guard.Step`.
 
     Where memory is short, fewer images share a call of the encoder, or fewer prompts one of the decoder, for a while: see CallSize.
-    Failure codes: those of `check_prompt`, `out_of_memory` (one image alone, one prompt per call, still does not fit), and
-    `perceive` for anything else, with the exception's own words.
+    A prompt that makes no sense costs itself: it is counted in `dropped` under its code (`check_prompt`, `check_positive`).
+    Failure codes: such a code, or `prompts_unusable`, when that leaves none of an image's prompts; `out_of_memory` (one image alone,
+    one prompt per call, still does not fit), and `perceive` for anything else, with the exception's own words.
     """
 
     def __init__(self, model: ModelOptions, options: PerceiveOptions, note: Note = log_event) -> None:
@@ -48,31 +51,23 @@ class PamPerceiveStep:
         """Perceive a batch, in place. Failed samples pass through; a sample that fails here becomes a failed one."""
         # Decode keeps no pixels of a picture too thin to hold anything: it ends as empty.
         ready = [sample for sample in samples if sample.failure is None and (sample.pixels is not None or sample.asset.prompts)]
-        ready = [sample for sample in ready if self._prompts_make_sense(sample)]
-        self._perceive_all(ready)
+        asked = [_Asked(sample, usable_prompts(sample)) for sample in ready]
+        # Those without any usable prompt are known before the batch is encoded, so that they cost their neighbours nothing.
+        self._perceive_all([one for one in asked if not _refused(one)])
         return samples
 
     def teardown(self) -> None:
         """Let go of the weights."""
         self.front_end = None
 
-    def _prompts_make_sense(self, sample: Sample) -> bool:
-        """Checked before the batch is encoded, so that a bad prompt never costs its neighbours a second try."""
-        try:
-            for prompt in sample.asset.prompts or ():
-                check_prompt(prompt, *_size(sample))
-        except DatagenError as error:
-            sample.fail(error.code, error.message)
-        return sample.failure is None
-
-    def _perceive_all(self, samples: Sequence[Sample]) -> None:
+    def _perceive_all(self, samples: Sequence[_Asked]) -> None:
         done = 0
         while done < len(samples):
             some = samples[done : done + self._images.value]
             self._perceive(some)
             done += len(some)
 
-    def _perceive(self, samples: Sequence[Sample], last_try: bool = False) -> None:
+    def _perceive(self, samples: Sequence[_Asked], last_try: bool = False) -> None:
         """The whole batch; less at a time where memory is short; when it breaks, halves of it, down to the image that is to blame."""
         problem = self._try(samples)
         if problem is None:
@@ -85,13 +80,13 @@ class PamPerceiveStep:
                 self._perceive(samples, last_try=True)  # all that could be given back has been
             else:
                 failure = does_not_fit("one image with one prompt per call", problem)
-                samples[0].fail(failure.code, failure.message)
+                samples[0].sample.fail(failure.code, failure.message)
         elif len(samples) > 1:
             middle = len(samples) // 2
             self._perceive(samples[:middle])
             self._perceive(samples[middle:])
         else:
-            samples[0].fail(problem.code, problem.message)
+            samples[0].sample.fail(problem.code, problem.message)
 
     def _ask_less(self, short: CallTooLargeError, num_images: int) -> bool:
         """Of the call that did not fit; of fewer images where it cannot be smaller itself."""
@@ -99,7 +94,7 @@ class PamPerceiveStep:
             return True
         return self._images.shrink(CallTooLargeError(self._images.option, num_images, str(short)))
 
-    def _try(self, samples: Sequence[Sample]) -> Failure | CallTooLargeError | None:
+    def _try(self, samples: Sequence[_Asked]) -> Failure | CallTooLargeError | None:
         """Returns what went wrong as a value, because an exception would keep the batch's tensors alive during the next try."""
         try:
             self._perceive_together(samples)
@@ -113,21 +108,46 @@ class PamPerceiveStep:
             return Failure("perceive", f"{type(error).__name__}: {error}")
         return None
 
-    def _perceive_together(self, samples: Sequence[Sample]) -> None:
+    def _perceive_together(self, asked: Sequence[_Asked]) -> None:
         if self.front_end is None:
             raise JobError("the perceive step was not set up: call setup() before process()")
         size = self.front_end.image_size
         pictures = []
-        for sample in samples:
+        for one in asked:
+            sample = one.sample
             if sample.pixels is None or sample.pixels.shape != (size, size, 3):
                 found = None if sample.pixels is None else sample.pixels.shape
                 raise ValueError(f"the decode step should give pixels of shape {(size, size, 3)}, found {found}")
-            pictures.append(Picture(sample.pixels, *_size(sample), sample.asset.prompts))
+            pictures.append(Picture(sample.pixels, *_size(sample), one.usable.prompts))
         found_all = perceive_batch(self.front_end, pictures, self.options, self._prompts)
-        for sample, perception in zip(samples, found_all, strict=True):
-            sample.regions, sample.tokens, sample.pixels = perception.regions, perception.tokens, None
-            for reason, count in perception.dropped.items():
-                sample.dropped[reason] = sample.dropped.get(reason, 0) + count
+        for one, perception in zip(asked, found_all, strict=True):
+            one.finish(perception)
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A sample, and what is asked about it."""
+
+    sample: Sample
+    usable: Usable
+
+    def finish(self, perception: Perception) -> None:
+        """Put into the sample what was found."""
+        sample = self.sample
+        sample.regions, sample.tokens, sample.pixels = perception.regions, perception.tokens, None
+        for region in sample.regions:
+            region.flags += [CLIPPED] if region.region_index in self.usable.clipped else []
+        sample.dropped = dict(Counter(sample.dropped) + perception.dropped)
+        count_refused(sample, self.usable)
+
+
+def _refused(asked: _Asked) -> bool:
+    """Fail the sample when its input gave prompts and none of them is usable."""
+    failure = refusal(asked.sample, asked.usable)
+    if failure is not None:
+        count_refused(asked.sample, asked.usable)
+        asked.sample.fail(failure.code, failure.message)
+    return failure is not None
 
 
 def _size(sample: Sample) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from string import Template
 from typing import Any
@@ -142,8 +142,14 @@ def _front_matter(job: Job, rows: Mapping[str, int], license_id: str) -> dict[st
         "language": list(job.describe.languages),
         "tags": ["region-captioning", *(["video"] if of_videos else []), "datagen"],
         "size_categories": [next((name for limit, name in _SIZES if max(rows.values()) < limit), "100M<n<1B")],
-        "configs": [{"config_name": table, "data_files": f"{table}/*.parquet"} for table, count in rows.items() if count],
+        "configs": _configs([table for table, count in rows.items() if count]),
     }
+
+
+def _configs(tables: Sequence[str]) -> list[dict[str, Any]]:
+    """A configuration per table; the first is what `load_dataset` gives whoever names none."""
+    configs: list[dict[str, Any]] = [{"config_name": table, "data_files": f"{table}/*.parquet"} for table in tables]
+    return [config | ({"default": True} if config is configs[0] else {}) for config in configs]
 
 
 def _counts(statuses: Counter[str], rows: Mapping[str, int], num_parts: int) -> str:

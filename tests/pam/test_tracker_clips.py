@@ -178,7 +178,7 @@ def test_bfloat16_tracks_are_near_those_of_float32(tracker, monkeypatch):
         ({0: Prompt()}, "prompt_empty"),
         ({4: Prompt(points=[(9, 9)], labels=[0])}, "prompt_negative"),
         ({4: Prompt(points=[(9, 9)], labels=[0]), 6: Prompt(box=box_at(6))}, "prompt_negative"),
-        ({3: Prompt(box=(0, 0, 900, 40))}, "prompt_outside"),
+        ({3: Prompt(box=(900, 0, 990, 40))}, "prompt_outside"),
         ({3: Prompt(mask=encode_mask(np.ones((4, 4), dtype=bool)))}, "prompt_mask_size"),
     ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from datagen.job import Job, PerceiveOptions
-from datagen.masks import decode_mask, mask_box
+from datagen.masks import decode_mask, encode_mask, mask_box
 from datagen.perceive import make_perceive_step
 from datagen.records import Asset, Prompt, Sample
 
@@ -49,6 +49,19 @@ def test_bad_prompts_fail_and_empty_lists_are_empty(step):
     bad, nothing = step.process([sample("a", [Prompt(box=(5, 5, 1, 1))]), sample("b", [])])
     assert bad.failure.code == "prompt_inverted"
     assert (nothing.status, nothing.tokens) == ("empty", None)
+
+
+def test_a_bad_prompt_costs_itself_and_a_mask_alone_is_the_answer(step):
+    mask = encode_mask(np.eye(50, 90, dtype=bool))
+    prompts = [Prompt(box=(99, 99, 120, 120)), Prompt(mask=mask), Prompt(points=[(5, 5)], labels=[0]), Prompt(box=(80, 10, 200, 30))]
+    [result] = step.process([sample("a", prompts)])
+    assert [(region.region_index, region.mask_source, region.flags) for region in result.regions] == [
+        (1, "given", []),
+        (3, "prompt", ["prompt_clipped"]),
+    ]
+    assert (result.regions[0].mask, result.regions[0].box_xyxy, result.regions[0].area_px) == (mask, (0, 0, 50, 50), 50)
+    assert result.dropped == {"prompt_outside": 1, "prompt_negative": 1}
+    assert len(result.tokens.image) == 2
 
 
 def test_the_delay_is_per_batch():

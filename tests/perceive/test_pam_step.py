@@ -81,7 +81,7 @@ def test_regions_describe_their_masks_at_the_images_size(step, sample):
         assert 0 <= region.stability <= 1
         assert 0 <= region.predicted_iou <= 1
         assert ("absent" in region.flags) == (region.object_score <= 0)
-        assert region.mask_source == "prompt"
+        assert region.mask_source == ("given" if region.prompt.type == "mask" else "prompt")
 
 
 def test_a_mask_prompt_changes_the_answer(step, sample):
@@ -121,18 +121,68 @@ def test_absent_objects_are_flagged_or_dropped(model, step, sample):
     assert len(dropped.tokens.image) == len(present)
 
 
-def test_bad_prompts_fail_their_own_sample_only(step, sample):
-    good, box = Prompt(box=(1, 1, 50, 50)), (math.nan, 1, 5, 5)
-    batch = [
-        sample(0, [good]),
-        sample(1, [good, Prompt(box=box)]),
-        sample(2, [Prompt(box=(50, 1, 5, 5))]),
-        sample(0, [Prompt(box=(0, 0, 9999, 5))]),
-    ]
+def test_a_bad_prompt_costs_itself_and_the_others_keep_their_place(step, sample):
+    bad = {
+        0: (Prompt(box=(700, 500, 800, 600)), "prompt_outside"),
+        2: (Prompt(box=(math.nan, 1, 5, 5)), "prompt_nan"),
+        3: (Prompt(points=[(9, 9)], labels=[0]), "prompt_negative"),
+        4: (Prompt(mask=encode_mask(np.zeros((480, 640), dtype=bool))), "prompt_empty"),
+        5: (Prompt(mask=encode_mask(np.ones((48, 64), dtype=bool))), "prompt_mask_size"),
+        7: (Prompt(box=(50, 10, 60, 10)), "prompt_inverted"),
+    }
+    good = {1: Prompt(box=(10, 20, 320, 240)), 6: Prompt(points=[(320, 240)], labels=[1]), 8: Prompt(box=(-90, 300, 320, 999))}
+    prompts = [bad[place][0] if place in bad else good[place] for place in range(9)]
+    result, neighbour = step.process([sample(0, prompts), sample(1, [good[1]])])
+    assert (result.status, neighbour.status) == ("ok", "ok")
+    assert [region.region_index for region in result.regions] == list(good)
+    assert len(result.tokens.image) == 3
+    assert {code: result.dropped[code] for _, code in bad.values()} == {code: 1 for _, code in bad.values()}
+    assert [region.prompt.box for region in result.regions] == [(10, 20, 320, 240), None, (0, 300, 320, 480)]
+    assert ["prompt_clipped" in region.flags for region in result.regions] == [False, False, True]
+    [alone] = step.process([sample(0, [good[6]])])
+    assert np.abs(result.tokens.image[1] - alone.tokens.image[0]).max() <= 5e-4
+    assert neighbour.dropped == {}
+
+
+def test_an_image_without_any_usable_prompt_fails_and_says_which_there_were(step, sample):
+    good, outside = Prompt(box=(1, 1, 50, 50)), Prompt(box=(900, 900, 999, 999))
+    inverted, refused = Prompt(box=(50, 1, 5, 5)), sample(0, [])
+    refused.asset.dropped = {"prompt_box": 2}
+    batch = [sample(0, [good]), sample(1, [outside, outside]), sample(2, [outside, inverted, outside]), refused]
     result = step.process(batch)
-    assert [r.failure.code if r.failure else r.status for r in result] == ["ok", "prompt_nan", "prompt_inverted", "prompt_outside"]
+    assert [r.failure.code if r.failure else r.status for r in result] == ["ok", "prompt_outside", "prompts_unusable", "prompt_box"]
+    assert "none of its 2 prompts can be used (2 prompt_outside); prompt 0: the box [900, 900, 999, 999]" in result[1].failure.message
+    assert "(1 prompt_inverted, 2 prompt_outside)" in result[2].failure.message
+    assert "(2 prompt_box)" in result[3].failure.message
+    assert [r.dropped for r in result[1:]] == [{"prompt_outside": 2}, {"prompt_inverted": 1, "prompt_outside": 2}, {"prompt_box": 2}]
     assert result[1].pixels is None
     assert result[1].regions == []
+
+
+def test_places_and_refusals_of_the_source_are_kept(step, sample):
+    asked = sample(
+        0, [Prompt(box=(9, 9, 99, 99), index=4), Prompt(box=(900, 900, 999, 999), index=7), Prompt(box=(1, 1, 50, 50), index=12)]
+    )
+    asked.asset.dropped = {"prompt_outside": 2, "crowd": 5}
+    [result] = step.process([asked])
+    assert [region.region_index for region in result.regions] == [4, 12]
+    assert result.dropped == {"prompt_outside": 3, "crowd": 5}
+
+
+def test_a_mask_alone_is_the_answer_and_the_model_is_asked_about_its_box_with_it(step, sample):
+    y, x = np.ogrid[:480, :640]
+    mask = ((x - 300) ** 2 + (y - 200) ** 2 < 90**2) & (x < 310)  # no shape that a decoder would draw
+    given = encode_mask(mask)
+    boxed = Prompt(box=mask_box(mask), mask=given)
+    [result], [beside] = step.process([sample(0, [Prompt(mask=given), Prompt(box=(5, 5, 90, 90))])]), step.process([sample(0, [boxed])])
+    region, asked = result.regions[0], beside.regions[0]
+    assert (region.mask, region.mask_source, region.prompt.mask) == (given, "given", given)
+    assert (region.box_xyxy, region.area_px) == (mask_box(mask), int(mask.sum()))
+    assert result.regions[1].mask_source == asked.mask_source == "prompt"
+    assert asked.mask != given
+    assert np.abs(result.tokens.semantic[0] - beside.tokens.semantic[0]).max() <= 5e-4
+    assert region.object_score == pytest.approx(asked.object_score, abs=1e-4)
+    assert region.predicted_iou == pytest.approx(asked.predicted_iou, abs=1e-4)
 
 
 def test_failed_and_promptless_samples_pass_through(step, sample):

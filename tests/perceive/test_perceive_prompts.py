@@ -9,7 +9,7 @@ import pytest
 
 from datagen.errors import PromptError
 from datagen.masks import encode_mask
-from datagen.perceive.prompts import check_prompt, encode_prompt
+from datagen.perceive.prompts import check_positive, check_prompt, encode_prompt, given_mask, prompt_group
 from datagen.records import RLE, Prompt
 
 WIDTH, HEIGHT = 200, 100
@@ -27,7 +27,7 @@ def disc() -> RLE:
         Prompt(box=(-0.6, 0, WIDTH + 0.9, HEIGHT)),
         Prompt(points=[(1, 2), (199, 99)], labels=[1, 0]),
         Prompt(mask=disc()),
-        Prompt(box=(1, 1, 9, 9), points=[(5, 5)], labels=[1], mask=disc()),
+        Prompt(box=(41, 31, 90, 90), points=[(60, 50)], labels=[1], mask=disc()),
     ],
     ids=lambda prompt: prompt.type,
 )
@@ -44,9 +44,12 @@ def test_sensible_prompts_pass(prompt):
         (Prompt(points=[(5, math.inf)], labels=[1]), "prompt_nan"),
         (Prompt(box=(50, 10, 40, 20)), "prompt_inverted"),
         (Prompt(box=(50, 10, 60, 10)), "prompt_inverted"),
-        (Prompt(box=(10, 10, 20, 102)), "prompt_outside"),
         (Prompt(box=(300, 10, 400, 20)), "prompt_outside"),
+        (Prompt(box=(-30, 10, 0, 20)), "prompt_outside"),
+        (Prompt(box=(10, 100, 20, 120)), "prompt_outside"),
         (Prompt(points=[(-5, 5)], labels=[1]), "prompt_outside"),
+        (Prompt(points=[(5, 5), (5, 101.5)], labels=[1, 0]), "prompt_outside"),
+        (Prompt(box=(90, 5, 120, 20), mask=disc()), "prompt_conflict"),
         (Prompt(points=[(5, 5)], labels=[]), "prompt_labels"),
         (Prompt(points=[(5, 5)], labels=[2]), "prompt_labels"),
         (Prompt(mask=encode_mask(np.ones((WIDTH, HEIGHT), dtype=bool))), "prompt_mask_size"),
@@ -66,9 +69,63 @@ def test_a_box_becomes_two_corners_before_the_points():
     assert encoded.group == (3, False)
 
 
-def test_a_mask_alone_comes_with_one_empty_point():
-    encoded = encode_prompt(Prompt(mask=disc()), WIDTH, HEIGHT, 256)
-    assert encoded.labels.tolist() == [-1]
-    assert encoded.group == (1, True)
-    assert encoded.mask_logits.shape == (64, 64)
-    assert (encoded.mask_logits[32, 19], encoded.mask_logits[2, 2]) == (pytest.approx(10), pytest.approx(-10))
+@pytest.mark.parametrize(
+    ("box", "used"),
+    [
+        ((-0.6, 0, WIDTH + 0.9, HEIGHT), (0, 0, WIDTH, HEIGHT)),
+        ((-50, 20, 30, 999), (0, 20, 30, HEIGHT)),
+        ((190, -4, 300, 10), (190, 0, WIDTH, 10)),
+        ((1.5, 2.5, 3.5, 4.5), (1.5, 2.5, 3.5, 4.5)),
+    ],
+)
+def test_a_box_partly_outside_is_cut_to_the_image(box, used):
+    assert check_prompt(Prompt(box=box, id="7", index=3), WIDTH, HEIGHT) == Prompt(box=used, id="7", index=3)
+    assert encode_prompt(Prompt(box=box), WIDTH, HEIGHT, 100).points.max() <= 100
+
+
+def test_points_less_than_a_pixel_outside_are_moved_onto_the_edge():
+    used = check_prompt(Prompt(points=[(-0.5, 50), (WIDTH + 1, HEIGHT + 0.2)], labels=[1, 0]), WIDTH, HEIGHT)
+    assert used.points == [(0, 50), (WIDTH, HEIGHT)]
+
+
+def test_clicks_beside_the_object_alone_find_nothing():
+    with pytest.raises(PromptError, match="label 1") as refusal:
+        check_positive(Prompt(points=[(5, 5), (8, 8)], labels=[0, 0]))
+    assert refusal.value.code == "prompt_negative"
+    for whole in (
+        Prompt(points=[(5, 5), (8, 8)], labels=[0, 1]),
+        Prompt(points=[(5, 5)], labels=[0], box=(1, 1, 9, 9)),
+        Prompt(points=[(5, 5)], labels=[0], mask=disc()),
+    ):
+        check_positive(whole)
+
+
+def test_a_mask_comes_with_its_box():
+    encoded = encode_prompt(Prompt(mask=disc()), WIDTH, HEIGHT, 200)
+    assert encoded.labels.tolist() == [2, 3]
+    assert encoded.points.tolist() == [[41, 62], [80, 140]]
+    assert encoded.mask_logits.shape == (50, 50)
+    assert (encoded.mask_logits[25, 15], encoded.mask_logits[2, 2]) == (pytest.approx(10), pytest.approx(-10))
+
+
+def test_the_box_of_a_mask_reaches_the_clicks_inside_the_object_and_no_others():
+    clicked = Prompt(mask=disc(), points=[(100, 50), (190, 90)], labels=[1, 0])
+    encoded = encode_prompt(clicked, WIDTH, HEIGHT, 200)
+    assert encoded.labels.tolist() == [2, 3, 1, 0]
+    assert encoded.points.tolist() == [[41, 62], [100, 140], [100, 100], [190, 180]]
+
+
+def test_only_a_mask_alone_is_the_answer_itself():
+    mask = disc()
+    assert given_mask(Prompt(mask=mask)) is mask
+    assert given_mask(Prompt(mask=mask, box=(40, 30, 80, 70))) is None
+    assert given_mask(Prompt(mask=mask, points=[(60, 50)], labels=[1])) is None
+
+
+@pytest.mark.parametrize("box", [None, (40.0, 30.0, 80.0, 70.0)])
+@pytest.mark.parametrize("points", [[], [(60.0, 50.0)], [(60.0, 50.0), (5.0, 5.0)]])
+@pytest.mark.parametrize("mask", [None, disc()])
+def test_the_group_of_a_prompt_is_known_before_it_is_encoded(box, points, mask):
+    prompt = Prompt(box=box, points=points, labels=[1, 0][: len(points)], mask=mask)
+    if prompt.type:
+        assert prompt_group(prompt) == encode_prompt(prompt, WIDTH, HEIGHT, 256).group

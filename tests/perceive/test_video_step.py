@@ -191,7 +191,7 @@ def test_frames_are_sampled_and_keep_their_number_in_the_video(clips: Clips) -> 
 @pytest.mark.parametrize(
     ("prompt", "code"),
     [
-        (Prompt(box=(5, 5, 999, 50)), "prompt_outside"),
+        (Prompt(box=(999, 5, 1099, 50)), "prompt_outside"),
         (Prompt(box=box_at(0), frame_index=99), "prompt_frame"),
         (Prompt(box=box_at(0), time_s=60.0), "prompt_frame"),
     ],

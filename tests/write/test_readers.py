@@ -59,6 +59,7 @@ def test_hugging_face_datasets(root, tmp_path):
         tables[table] = datasets.load_dataset(str(root), table, split="train", cache_dir=str(tmp_path))
         assert by_files.num_rows == tables[table].num_rows == num_rows
         assert by_files.features == tables[table].features
+    assert datasets.load_dataset(str(root), split="train", cache_dir=str(tmp_path)).column_names == tables["regions"].column_names
     check_regions(list(tables["regions"]))
     check_tracks(list(tables["tracks"]))
 

@@ -1,0 +1,72 @@
+"""Which prompts of an image can be used: one that makes no sense costs itself, and an image whose prompts all make none fails."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from datagen.errors import PromptError
+from datagen.perceive.prompts import check_positive, check_prompt
+from datagen.records import Failure, Prompt, Sample
+
+CLIPPED = "prompt_clipped"
+"""Flag of a region whose box reached out of the image and was cut to it."""
+
+NONE_USABLE = "prompts_unusable"
+"""Code of an image whose prompts are all refused, for more than one reason; with one reason, its code is that reason's."""
+
+_CLIPPED_PX = 1.0  # annotation tools round outwards; less is not worth a mark
+
+
+@dataclass(slots=True)
+class Usable:
+    """What is left of an image's prompts. prompts: None means everything; each knows its place in the input by `index`.
+
+    clipped: the places of those that were cut by more than a pixel. refused: how many were not usable, by code; those that the source
+    refused are not among them. problem: what is wrong with the first of these.
+    """
+
+    prompts: list[Prompt] | None
+    clipped: set[int] = field(default_factory=set)
+    refused: Counter[str] = field(default_factory=Counter)
+    problem: str = ""
+
+
+def usable_prompts(sample: Sample) -> Usable:
+    """The usable prompts of a decoded image, as they are used (see check_prompt), without changing the sample."""
+    if sample.asset.prompts is None or sample.width is None or sample.height is None:
+        return Usable(sample.asset.prompts)
+    usable = Usable(kept := [])
+    for place, given in enumerate(sample.asset.prompts):
+        index = place if given.index is None else given.index
+        try:
+            check_positive(given)
+            prompt = check_prompt(given, sample.width, sample.height)
+        except PromptError as error:
+            usable.refused[error.code] += 1
+            usable.problem = usable.problem or f"prompt {index}: {error.message}"
+            continue
+        kept.append(replace(prompt, index=index))
+        if given.box is not None and prompt.box is not None and _distance(given.box, prompt.box) > _CLIPPED_PX:
+            usable.clipped.add(index)
+    return usable
+
+
+def refusal(sample: Sample, usable: Usable) -> Failure | None:
+    """Why an image fails whose input gave prompts, of which none is usable; None when one is, or when it gave none."""
+    refused = usable.refused + Counter(sample.asset.dropped)
+    if usable.prompts or not refused:
+        return None
+    counts = ", ".join(f"{count} {code}" for code, count in sorted(refused.items()))
+    code = next(iter(refused)) if len(refused) == 1 else NONE_USABLE
+    message = f"none of its {refused.total()} prompts can be used ({counts})"
+    return Failure(code, f"{message}; {usable.problem}" if usable.problem else message)
+
+
+def count_refused(sample: Sample, usable: Usable) -> None:
+    """Note the prompts that were not used, those that the source refused included, in `dropped`. Once per sample."""
+    sample.dropped = dict(Counter(sample.dropped) + usable.refused + Counter(sample.asset.dropped))
+
+
+def _distance(given: tuple[float, float, float, float], used: tuple[float, float, float, float]) -> float:
+    return max(abs(one - other) for one, other in zip(given, used, strict=True))
