@@ -78,6 +78,10 @@ class SourceOptions(Options):
     media_root: str | None = Field(
         None, description="folder that relative URIs of a manifest or COCO file start from, and that none may leave; left out: beside it"
     )
+    pass_through: tuple[str, ...] = Field(
+        (),
+        description="columns of a manifest that are no prompts although their names say so, such as bbox or mask; they are kept in `extra`",
+    )
     allow_local_uris: bool = Field(False, description="let a manifest or COCO file in a bucket name files of this machine")
     media: Literal["image", "video", "any"] = Field(
         "image",

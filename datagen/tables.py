@@ -32,9 +32,10 @@ _CELL = re.compile(r"(.+)\[([0-9]{1,15})\]", re.DOTALL)
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row of a table or manifest that cannot be read, and why."""
+    """A row of a table or manifest that cannot be read, and why. code: that of its failure."""
 
     message: str
+    code: str = "manifest_bad_row"
 
 
 Row = dict[str, Any] | BadRow

@@ -15,6 +15,7 @@ from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset
 from datagen.remote import SCHEMES, checked_uri, is_remote, list_files, scheme_of
 from datagen.sources.files import is_pattern
+from datagen.sources.prompts import note_prompts
 from datagen.sources.uris import media_type_of
 from datagen.tables import TABLE_SUFFIXES, image_columns, open_table
 from datagen.tar import COMPRESSED_SUFFIXES
@@ -36,7 +37,9 @@ class Source(Protocol):
     skipped: what the latest listing left out, by kind (such as `video` or `image`, `other file`, `unreadable folder`), as counts.
     """
 
-    skipped: Counter[str]
+    @property
+    def skipped(self) -> Counter[str]:
+        """See above."""
 
     def __iter__(self) -> Iterator[Asset]:
         """Stream the assets. Raises SourceError when the input as a whole cannot be read."""
@@ -45,11 +48,32 @@ class Source(Protocol):
         """One line for a person: what is read, and how."""
 
 
+class _Listing:
+    """A source whose assets know the number and the hash of their prompts."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @property
+    def skipped(self) -> Counter[str]:
+        return self._source.skipped
+
+    def describe(self) -> str:
+        return self._source.describe()
+
+    def __iter__(self) -> Iterator[Asset]:
+        return map(note_prompts, self._source)
+
+
 def open_source(options: SourceOptions, s3: S3Options | None = None) -> Source:
     """The source that `options` name. Raises SourceError when there is no such input or it cannot be listed, StorageError for a bucket."""
     if not options.input:
         raise SourceError(f"no input is given; allowed: {_ALLOWED}. Use --input PATH or `source.input` in the job file")
-    s3 = s3 or S3Options()
+    return _Listing(_source(options, s3 or S3Options()))
+
+
+def _source(options: SourceOptions, s3: S3Options) -> Source:
+    assert options.input
     place = checked_uri(options.input) if is_remote(options.input) else options.input
     kind = _kind_of(place, options, s3) if options.kind == "auto" else options.kind
     if kind == "manifest":

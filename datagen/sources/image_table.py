@@ -16,6 +16,7 @@ from datagen.remote import is_remote
 from datagen.sources.files import Files
 from datagen.sources.rows import RowReader, fill, plain, version_of_file
 from datagen.sources.uris import inside, inside_uri, uri_of
+from datagen.sources.values import bounded
 from datagen.tables import TABLE_SUFFIXES, BadRow, cell_name, column_of, explained, open_table
 
 # Columns with a meaning. Not a manifest's shorthands: in a dataset `box` or `labels` may be anything.
@@ -75,7 +76,7 @@ class ImageTableSource:
         column_of(table.schema, self.column, file)
         if self._options.reprocess_changed:
             version = version_of_file(file, self._s3)
-        rows, paths = table.rows(), RowReader.of(file, self._options, self._s3)
+        rows, paths = bounded(table.rows(), table.schema), RowReader.of(file, self._options, self._s3)
         for number in range(table.num_rows):
             with explained(f"{file}, row {number},"):
                 row = next(rows, None)
@@ -83,7 +84,7 @@ class ImageTableSource:
                 raise SourceError(f"{file} announces {table.num_rows} rows and has {number}", code="table_damaged")
             cell = inside_uri(uri, cell_name(self.column, number))
             if isinstance(row, BadRow):
-                yield Asset(asset_id_of(cell, version), cell, failure=Failure("manifest_bad_row", f"{cell}: {plain(row.message)}"))
+                yield Asset(asset_id_of(cell, version), cell, failure=Failure(row.code, f"{cell}: {plain(row.message)}"))
                 continue
             picture = row.pop(self.column, None)
             path = picture.get("path") if isinstance(picture, dict) else None

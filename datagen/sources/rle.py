@@ -61,12 +61,16 @@ def _as_rle(encoded: Mapping[str, Any]) -> RLE:
 def _parse_size(value: Any) -> list[int]:
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(side, int) and 0 < side < 2**20 for side in value):
         raise ValueError(f"a mask's size is [height, width] in pixels, found {_short(value)}")
+    if value[0] * value[1] >= 2**32:
+        raise ValueError(f"a mask of {value[0]} x {value[1]} pixels is too large; runs are counted in 32 bits")
     return [int(side) for side in value]
 
 
 def _check_runs(runs: list[int], size: list[int]) -> None:
     if any(run < 0 for run in runs):
         raise ValueError("mask counts hold a negative run")
+    if any(run > size[0] * size[1] for run in runs):
+        raise ValueError(f"mask counts hold a run that is longer than the mask of size {size}")
     if sum(runs) != size[0] * size[1]:
         raise ValueError(f"mask counts cover {sum(runs)} pixels, the size {size} has {size[0] * size[1]}")
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import datetime
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,16 +12,18 @@ from datagen.at_once import in_order
 from datagen.errors import SourceError
 from datagen.ids import asset_id_of, id_problem
 from datagen.job import S3Options, SourceOptions
-from datagen.records import Asset, Failure, Prompt
+from datagen.records import Asset, Failure
 from datagen.remote import checked_uri, is_remote, open_file, redacted, version_of
-from datagen.sources.prompts import parse_prompts, parse_shorthand
+from datagen.sources.columns import COLUMNS
+from datagen.sources.prompts import SHORTHANDS, Given, given_prompts
 from datagen.sources.uris import Media, Roots, inside, media_type_of, path_of_uri, uri_of, version_of_path
+from datagen.sources.values import ROW_TOO_LARGE, plain, shown
 from datagen.tables import BadRow
 
-# Columns with a meaning; every other one passes through to `Asset.extra`.
-COLUMNS = ("uri", "asset_id", "license", "prompts", "box", "points", "labels")
+__all__ = ["COLUMNS", "RowReader", "absolute", "extra_of", "fill", "open_source_file", "plain", "version_of_file"]
 
 _Row = TypeVar("_Row")
+_Made = TypeVar("_Made")
 _AT_ONCE = 16
 
 
@@ -37,15 +36,17 @@ class RowReader:
     s3: S3Options
     reprocess_changed: bool = False
     media: Media = "any"
+    columns: tuple[str, ...] = COLUMNS
 
     @classmethod
     def of(cls, manifest: str, options: SourceOptions, s3: S3Options) -> RowReader:
         """The reader for a manifest's rows as the job wants them. Raises SourceError for a `media_root` that is none."""
         local_allowed = options.allow_local_uris or not is_remote(manifest)
         roots = Roots(_root_of(manifest, options.media_root), options.media_root is not None, local_allowed)
-        return cls(manifest, roots, s3, options.reprocess_changed, options.media)
+        columns = tuple(name for name in COLUMNS if name not in options.pass_through)
+        return cls(manifest, roots, s3, options.reprocess_changed, options.media, columns)
 
-    def assets(self, rows: Iterable[tuple[int, _Row]], make: Callable[[_Row, int], Asset]) -> Iterator[Asset]:
+    def assets(self, rows: Iterable[tuple[int, _Row]], make: Callable[[_Row, int], _Made]) -> Iterator[_Made]:
         """make(row, number) for each (number, row), in order; several at a time where each asks a bucket for its file's version."""
         if not self.reprocess_changed:
             yield from (make(row, number) for number, row in rows)
@@ -58,14 +59,14 @@ class RowReader:
         `manifest_bad_id`, `manifest_bad_prompts`, `unsupported_uri`, `refused_uri`."""
         where = f"row {number} of {self.manifest}"
         if isinstance(row, BadRow):
-            return self._unnamed(number, Failure("manifest_bad_row", f"{where}: {row.message}"))
+            return self.unnamed(number, Failure(row.code, f"{where}: {row.message}"))
         uri = row.get("uri")
         if not isinstance(uri, str) or not uri.strip():
-            found = "it is empty" if uri is None or uri == "" else f"found {uri!r:.80}"
-            asset = self._unnamed(number, Failure("manifest_no_uri", f"{where} has no uri: {found}; give the path of a file"))
+            found = "it is empty" if uri is None or uri == "" else f"found {shown(uri)}"
+            asset = self.unnamed(number, Failure("manifest_no_uri", f"{where} has no uri: {found}; give the path of a file"))
         else:
             asset = self.located(uri, where, _explicit_id(row))
-        fill(asset, row, where)
+        fill(asset, row, where, self.columns)
         return asset
 
     def located(self, uri: str, where: str, asset_id: str | None = None) -> Asset:
@@ -84,50 +85,48 @@ class RowReader:
         file = place.file if place else uri
         return version_of_file(file if is_remote(file) else path_of_uri(file), self.s3)
 
-    def _unnamed(self, number: int, failure: Failure) -> Asset:
+    def unnamed(self, number: int, failure: Failure) -> Asset:
+        """A row that stands for itself."""
         uri = f"{uri_of(self.manifest)}#row={number}"
         return Asset(asset_id_of(uri), uri, failure=failure)
 
 
-def fill(asset: Asset, row: Mapping[str, Any], where: str, columns: Sequence[str] = COLUMNS) -> None:
-    """Put into an asset what a row says of it: id, license, prompts, and in `extra` what is none of `columns`.
+def fill(asset: Asset, row: Mapping[str, Any], where: str, columns: Sequence[str] = COLUMNS, *, lenient: bool = False) -> Given:
+    """Put into an asset what a row says of it: id, license, prompts, and in `extra` what of it is not read.
 
-    Prompts that cannot be used become its failure, `manifest_bad_prompts`; so does an id that can be none, `manifest_bad_id`.
-    where: the row, for messages.
+    columns: those with a meaning. lenient: see given_prompts. Where no prompt can be used, it fails with `manifest_bad_prompts`, and where
+    its id can be none, with `manifest_bad_id`. where: the row, for messages. Returns what was asked for.
     """
-    given = _explicit_id(row)
-    problem = None if given is None else id_problem(given)
+    own = _explicit_id(row)
+    problem = None if own is None else id_problem(own)
     if problem:  # a row of its own, and never that of another id
-        asset.asset_id = asset_id_of(f"{asset.uri}#asset_id={plain(ascii(given))}")
-        asset.failure = asset.failure or Failure("manifest_bad_id", f"{where}: its asset_id {given!a:.80} cannot be used: {problem}")
-    elif given:
-        asset.asset_id = given
-    asset.license = None if row.get("license") is None else str(plain(row["license"]))
-    asset.extra = {str(plain(key)): plain(value) for key, value in row.items() if key not in columns}
-    if asset.failure is None:
-        try:
-            asset.prompts = _prompts({key: value for key, value in row.items() if key in columns}, asset.media_type)
-        except ValueError as error:
-            asset.failure = Failure("manifest_bad_prompts", f"{where}: {plain(str(error))}")
+        asset.asset_id = asset_id_of(f"{asset.uri}#asset_id={plain(ascii(own))}")
+        asset.failure = asset.failure or Failure("manifest_bad_id", f"{where}: its asset_id {own!a:.80} cannot be used: {problem}")
+    elif own:
+        asset.asset_id = own
+    asset.license = license_of(row)
+    given = Given(used=frozenset(columns))
+    try:
+        given = given_prompts(row, asset.media_type, columns, lenient)
+        if asset.failure is None:
+            given.put_into(asset)
+    except ValueError as error:
+        code = ROW_TOO_LARGE if getattr(error, "code", "") == ROW_TOO_LARGE else "manifest_bad_prompts"
+        asset.failure = asset.failure or Failure(code, f"{where}: {plain(str(error))}")
+    asset.extra = extra_of(row, columns, given)
+    return given
 
 
-def plain(value: Any) -> Any:
-    """The same as strict JSON can hold it: dates as ISO text, bytes as base64, NaN and infinities as None, the unknown as text."""
-    if isinstance(value, str):
-        return value if value.isascii() else value.encode("utf-8", "replace").decode()
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(plain(str(key))): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, (bytes, bytearray)):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, (datetime.date, datetime.time)):
-        return value.isoformat()
-    return plain(str(value))
+def license_of(row: Mapping[str, Any]) -> str | None:
+    """The licence that a row names."""
+    value = plain(row.get("license"))
+    return None if value is None else str(value)
+
+
+def extra_of(row: Mapping[str, Any], columns: Sequence[str], given: Given) -> dict[str, Any]:
+    """What passes through of a row: the columns without a meaning, and those that might have had one and were not read."""
+    read = {name for name in columns if name not in SHORTHANDS and name != "prompts"} | given.used
+    return {str(plain(key)): plain(value) for key, value in row.items() if key not in read}
 
 
 def open_source_file(path: str, s3: S3Options) -> BinaryIO:
@@ -158,10 +157,3 @@ def _root_of(manifest: str, media_root: str | None) -> str:
 def _explicit_id(row: Mapping[str, Any]) -> str | None:
     value = row.get("asset_id")
     return None if value is None or value == "" or value != value else str(value)  # NaN is a missing number
-
-
-def _prompts(row: Mapping[str, Any], media_type: str) -> list[Prompt] | None:
-    prompts, single = parse_prompts(row.get("prompts"), media_type), parse_shorthand(row)
-    if prompts and single:
-        raise ValueError("it has both `prompts` and `box`/`points`; keep one of them")
-    return prompts or single

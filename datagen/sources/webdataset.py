@@ -8,7 +8,6 @@ named by their extension.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from datagen.records import Asset, Failure, Span
 from datagen.sources.files import Files
 from datagen.sources.rows import fill, plain
 from datagen.sources.uris import inside, inside_uri, media_type_of, member_path, uri_of
+from datagen.sources.values import parse_json
 from datagen.tar import COMPRESSED_SUFFIXES, Member, TarReader, compressed
 
 _METADATA_SUFFIXES = (".json", ".txt")
@@ -165,7 +165,7 @@ class _Archive:
                 row = self._group.row or {}
                 self._group.row = row | self._columns(member)
             except ValueError as error:
-                asset.failure = Failure("manifest_bad_row", f"{asset.uri}: {plain(str(error))}")
+                asset.failure = Failure(getattr(error, "code", "manifest_bad_row"), f"{asset.uri}: {plain(str(error))}")
         self._group.failure = self._group.failure or asset.failure
         return None
 
@@ -177,10 +177,7 @@ class _Archive:
         column = _extension(member.name)
         if column.lower().endswith("txt"):
             return {column: text}
-        try:
-            found = json.loads(text)
-        except RecursionError as error:
-            raise ValueError("its JSON is nested too deep") from error
+        found = parse_json(text)
         if column.lower() != "json":
             return {column: found}
         if not isinstance(found, dict):

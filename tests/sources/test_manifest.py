@@ -20,6 +20,7 @@ from datagen.ids import asset_id_of
 from datagen.job import SourceOptions
 from datagen.records import Asset, Prompt
 from datagen.sources import Source, open_source
+from datagen.sources.prompts import note_prompts
 from datagen.sources.uris import Roots, path_of_uri
 
 MASK = {"size": [4, 3], "counts": coco_mask.encode(np.asfortranarray(np.eye(4, 3, dtype=np.uint8)))["counts"].decode()}
@@ -60,17 +61,21 @@ PROMPTS = [
     {"box": [0, 0, 9, 9], "points": [[1, 1]]},
 ]
 PARSED = [
-    Prompt(box=(1.0, 2.5, 30.0, 40.0)),
-    Prompt(points=[(3.0, 4.0), (5.0, 6.0)], labels=[1, 0]),
-    Prompt(mask=MASK),
-    Prompt(box=(0.0, 0.0, 9.0, 9.0), points=[(1.0, 1.0)], labels=[1]),
+    Prompt(box=(1.0, 2.5, 30.0, 40.0), index=0),
+    Prompt(points=[(3.0, 4.0), (5.0, 6.0)], labels=[1, 0], index=1),
+    Prompt(mask=MASK, index=2),
+    Prompt(box=(0.0, 0.0, 9.0, 9.0), points=[(1.0, 1.0)], labels=[1], index=3),
 ]
 FULL_ROW = {"uri": "a.png", "asset_id": "mine", "license": "CC0", "prompts": PROMPTS, "photographer": "Zoë", "year": 1999}
 
 
 def check_full_row(asset: Asset, folder: Path, year: object = 1999) -> None:
     assert asset.failure is None
-    assert asset == Asset("mine", str(folder / "a.png"), prompts=PARSED, license="CC0", extra={"photographer": "Zoë", "year": year})
+    extra = {"photographer": "Zoë", "year": year}
+    expected = Asset("mine", str(folder / "a.png"), prompts=PARSED, license="CC0", extra=extra)
+    assert asset == note_prompts(expected)
+    assert asset.num_prompts == 4
+    assert len(asset.prompts_hash) == 16
     assert [prompt.type for prompt in asset.prompts] == ["box", "points", "mask", "box+points"]
 
 
@@ -129,8 +134,8 @@ def test_shorthand_columns_make_one_prompt(tmp_path):
         {"uri": "d.png", "box": None},
     ]
     box, points, both, none = source_of(jsonl(tmp_path, *rows))
-    assert box.prompts == [Prompt(box=(1.0, 2.0, 3.0, 4.0))]
-    assert points.prompts == [Prompt(points=[(1.0, 2.0)], labels=[1])]
+    assert box.prompts == [Prompt(box=(1.0, 2.0, 3.0, 4.0), index=0)]
+    assert points.prompts == [Prompt(points=[(1.0, 2.0)], labels=[1], index=0)]
     assert both.prompts[0].type == "box+points"
     assert none.prompts is None
     assert box.extra == {}
@@ -151,7 +156,7 @@ BAD_PROMPTS = [
     ([[1, 2, 3, 4]], "prompt 0"),
     ([{}], "asks for nothing"),
     ([{"points": []}], "asks for nothing"),
-    ([{"box": [1, 2, 3, 4]}, {"box": [1, 2, 3]}], "prompt 1"),
+    ([{"box": [1, 2, 3]}, {"box": [1, 2]}], "none of its 2 prompts can be used (2 prompt_malformed); prompt 0"),
     ([{"box": ["1", 2, 3, 4]}], "four numbers"),
     ([{"box": [1, 2, 3, 10**400]}], "too large"),
     ([{"box": [1, 2, 3, True]}], "four numbers"),
@@ -324,13 +329,14 @@ json_values = st.recursive(
 )
 rows = st.fixed_dictionaries(
     {"uri": st.just("a.png") | json_values},
-    optional=dict.fromkeys(("asset_id", "license", "prompts", "box", "points", "labels", "mask", "other"), json_values),
+    optional=dict.fromkeys(("license", "prompts", "box", "points", "labels", "mask", "frame", "time_s", "object_id", "other"), json_values),
 )
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(rows.map(json.dumps) | st.text(max_size=20).filter(lambda text: text.strip() and "\n" not in text), max_size=4))
 def test_any_rows_become_as_many_assets_that_tables_can_hold(tmp_path_factory, lines):
+    lines = [line.replace('"a.png"', f'"{number}.png"') for number, line in enumerate(lines)]
     path = jsonl(tmp_path_factory.mktemp("any"), {"uri": "first.png"}, *lines)
     assets = list(source_of(path))
     assert len(assets) == 1 + len([line for line in path.read_bytes().split(b"\n")[1:] if line.strip()])
