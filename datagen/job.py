@@ -23,7 +23,7 @@ from datagen.s3_options import S3Options as S3Options  # for those who know it f
 
 # Options outside pools that decide how fast a row is made, and where, but not what it says.
 _RESOURCES = {
-    *("decode.timeout_s", "decode.prefetch_frames", "decode.video_threads"),
+    *("decode.timeout_s", "decode.memory_gib", "decode.prefetch_frames", "decode.video_threads"),
     *("perceive.batch_size", "perceive.prompts_per_call", "perceive.device", "perceive.fake_delay_s"),
     *("perceive.everything.points_per_call", "perceive.track.objects_per_call"),
     *("describe.concurrent_batches", "describe.max_num_seqs", "describe.device", "describe.fake_delay_s"),
@@ -97,6 +97,9 @@ class DecodeOptions(Options):
 
     max_pixels: Positive = Field(178_956_970, description="more pixels than this, in an image or a frame, is a decompression bomb")
     timeout_s: float = Field(60.0, gt=0, description="an image, or the next frame of a video, may take this long, seconds")
+    memory_gib: float = Field(
+        4.0, ge=0.1, description="address space that the decoding process may take for its files; a file that wants more fails, GiB"
+    )
     fps: float | None = Field(None, gt=0, le=1000, description="frames sampled per second of video; left out: every frame")
     max_clip_s: float = Field(30.0, ge=0.1, description="a video is cut into clips of at most this length, seconds")
     shots: bool = Field(False, description="cut a video where the shot changes, too")

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from datagen.decode.image import Decoded
+from datagen.decode.limits import out_of_memory
 from datagen.decode.process import Child, ChildOwner
 from datagen.errors import DecodeError
+from datagen.job import DecodeOptions
 from datagen.records import VideoInfo
 
 # How often a file may kill its process: the first death need not be its fault.
@@ -27,9 +29,13 @@ class Outcome:
     error: DecodeError | None = None
 
 
-def crashed(child: Child) -> DecodeError:
+def crashed(child: Child, options: DecodeOptions) -> DecodeError:
     """The error for a file that killed its process as often as it may."""
-    return DecodeError(f"decoding killed its process, {TRIES} times in a row: {child.epitaph()}", code="decoder_crashed")
+    epitaph = child.epitaph()
+    if child.ran_out_of_memory():
+        return out_of_memory(options, epitaph)
+    limit = f"decode.memory_gib is {options.memory_gib:g}"
+    return DecodeError(f"decoding killed its process, {TRIES} times in a row: {epitaph} ({limit})", code="decoder_crashed")
 
 
 def timed_out(timeout_s: float) -> DecodeError:
@@ -58,7 +64,7 @@ class DecoderProcess(ChildOwner):
         except TimeoutError:
             outcome.error = timed_out(self._options.timeout_s)
         except EOFError:
-            outcome.error = crashed(child)
+            outcome.error = crashed(child, self._options)
         except BaseException:
             # Such as Ctrl-C: an answer may be half read, so this child cannot be asked again.
             self._discard()

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, UnidentifiedImageError
 
-from datagen.decode.signatures import FORMATS, claimed_format, is_cut
+from datagen.decode.limits import memory_is_short, out_of_memory
+from datagen.decode.signatures import FORMATS, claimed_format, is_cut, webp_pixels
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions
 
@@ -31,6 +32,9 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _FROM_16_BITS = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+
+
+_STRIP_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +58,7 @@ def decode_image(data: bytes, options: DecodeOptions, image_size: int) -> Decode
         shown = _turned(_loaded(data, options.max_pixels))
         resized = to_rgb(shown).resize((image_size, image_size), Image.Resampling.BICUBIC)
     except MemoryError as error:
-        raise DecodeError(
-            "decoding needs more memory than there is; lower decode.max_pixels to refuse such files", code="out_of_memory"
-        ) from error
+        raise out_of_memory(options) from error
     return Decoded(width=shown.width, height=shown.height, pixels=np.asarray(resized))
 
 
@@ -78,6 +80,7 @@ def over_white(image: Image.Image) -> Image.Image:
 
 
 def _loaded(data: bytes, max_pixels: int) -> Image.Image:
+    image: Image.Image | None = None
     with _pixel_limit(max_pixels):
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -88,6 +91,9 @@ def _loaded(data: bytes, max_pixels: int) -> Image.Image:
         except MemoryError:
             raise
         except Exception as error:
+            # Some codecs call it damage when they get no memory.
+            if memory_is_short(webp_pixels(data) if image is None else image.width * image.height):
+                raise MemoryError from error
             # Pillow's plug-ins raise nearly every kind of exception when the bytes are wrong.
             raise _broken(data, error) from error
     if image.format in ("JPEG", "MPO") and image.mode == "CMYK" and "adobe" not in image.info:
@@ -130,6 +136,8 @@ def _turned(image: Image.Image) -> Image.Image:
         warnings.simplefilter("ignore")
         try:
             orientation = image.getexif().get(_ORIENTATION_TAG)
+        except MemoryError:
+            raise
         except Exception:  # noqa: BLE001 (a damaged EXIF block says nothing about the orientation; the picture is whole)
             return image
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
@@ -138,9 +146,12 @@ def _turned(image: Image.Image) -> Image.Image:
 
 def _stretched(values: np.ndarray) -> np.ndarray:
     """The finite range of `values` (H, W) spread over 0..255, uint8; NaN and a picture of one value become 0."""
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    if high == low:
-        return np.zeros(values.shape, dtype=np.uint8)
-    scaled = (np.clip(values.astype(np.float64), low, high) - low) / (high - low) * 255
-    return np.nan_to_num(np.round(scaled)).astype(np.uint8)
+    strips = [values[top : top + _STRIP_ROWS] for top in range(0, len(values), _STRIP_ROWS)]  # whole, it would take ten times the picture
+    ranges = [(strip[kept].min(), strip[kept].max()) for strip in strips if (kept := np.isfinite(strip)).any()]
+    low, high = float(min(low for low, _ in ranges)) if ranges else 0.0, float(max(high for _, high in ranges)) if ranges else 0.0
+    stretched = np.zeros(values.shape, dtype=np.uint8)
+    if high > low:
+        for top, strip in zip(range(0, len(values), _STRIP_ROWS), strips, strict=True):
+            scaled = (np.clip(strip.astype(np.float64), low, high) - low) / (high - low) * 255
+            stretched[top : top + _STRIP_ROWS] = np.nan_to_num(np.round(scaled)).astype(np.uint8)
+    return stretched

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import datagen
+from datagen.decode.limits import child_environment
 from datagen.decode.wire import LENGTH
 from datagen.errors import ClusterError
 from datagen.job import DecodeOptions
@@ -40,12 +41,16 @@ class Child:
     def __init__(self, options: DecodeOptions, image_size: int) -> None:
         root = str(Path(datagen.__file__).resolve().parent.parent)
         command = [sys.executable, "-P", "-c", _PROGRAM, root, options.model_dump_json(), str(image_size)]
-        # Arithmetic libraries would start a thread per core in every child.
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         try:
             self._stderr = tempfile.TemporaryFile("w+b")  # noqa: SIM115 (lives as long as the process)
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, bufsize=0, env=environment
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                bufsize=0,
+                env=child_environment(),
+                close_fds=True,
             )
         except OSError as error:
             raise ClusterError(f"the decoding process cannot be started with {sys.executable}: {error}") from error
@@ -98,6 +103,11 @@ class Child:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_STOP_TIMEOUT_S)
         return self._process.returncode == -number
+
+    def ran_out_of_memory(self) -> bool:
+        """Whether the process, which has ended, said that it got no memory: libraries in C++ end with that, others crash without a word."""
+        self._stderr.seek(0)
+        return any(word in self._stderr.read() for word in (b"bad_alloc", b"Cannot allocate memory", b"MemoryError"))
 
     def epitaph(self) -> str:
         """How the process ended, with the end of what it wrote to standard error."""

@@ -119,7 +119,7 @@ class VideoReader(ChildOwner):
                 if child.ended_by(signal.SIGALRM):
                     raise timed_out(self._options.timeout_s) from None
                 if not left:
-                    raise crashed(child) from None
+                    raise crashed(child, self._options) from None
             except DecodeError:
                 is_done = True
                 raise

@@ -43,6 +43,22 @@ def is_cut(data: bytes, pillow_says: str) -> bool:
             return "truncated" in pillow_says.lower()
 
 
+def webp_pixels(data: bytes) -> int:
+    """Pixels that the header of a WebP announces; 0 for another file."""
+    if claimed_format(data) != "WEBP" or len(data) < 30:
+        return 0
+    match data[12:16]:
+        case b"VP8X":
+            return (int.from_bytes(data[24:27], "little") + 1) * (int.from_bytes(data[27:30], "little") + 1)
+        case b"VP8L":
+            packed = int.from_bytes(data[21:25], "little")
+            return ((packed & 0x3FFF) + 1) * ((packed >> 14 & 0x3FFF) + 1)
+        case b"VP8 ":
+            width, height = struct.unpack_from("<HH", data, 26)
+            return (width & 0x3FFF) * (height & 0x3FFF)
+    return 0
+
+
 def _png_is_cut(data: bytes) -> bool:
     position = 8
     while position + 8 <= len(data):

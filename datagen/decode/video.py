@@ -27,6 +27,7 @@ from datagen.decode.containers import DEMUXERS, container_of
 from datagen.decode.files import check_file
 from datagen.decode.footage import Footage, Shown
 from datagen.decode.image import over_white
+from datagen.decode.limits import out_of_memory
 from datagen.decode.orientation import orientation_of
 from datagen.decode.packets import is_cut_off, read_timetable
 from datagen.decode.timetable import Key
@@ -218,6 +219,8 @@ class VideoFile(Footage):
                     self.num_corrupt += 1
                 elif number >= first or not packet.size:
                     yield from self._frames_of(packet, number)
+        except MemoryError as error:
+            raise out_of_memory(self._options) from error
         except av.FFmpegError:
             # The file cannot be read on; what the decoder still holds is good.
             yield from self._frames_of(None, None)
@@ -230,6 +233,8 @@ class VideoFile(Footage):
                 # Given all the same: the decoder has filled the hole from what it knew.
                 self.num_corrupt += picture.is_corrupt
                 yield picture, picture.opaque if isinstance(picture.opaque, int) else None
+        except MemoryError as error:
+            raise out_of_memory(self._options) from error
         except av.FFmpegError:
             self.num_corrupt += 1
 
@@ -239,7 +244,7 @@ class VideoFile(Footage):
         try:
             container = av.open("file:" + self._path, container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
         except MemoryError as error:
-            raise DecodeError("opening the video needs more memory than there is", code="out_of_memory") from error
+            raise out_of_memory(self._options) from error
         except (av.FFmpegError, ValueError, OSError) as error:
             raise self._broken(error) from error
         try:

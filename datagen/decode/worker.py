@@ -11,6 +11,7 @@ from typing import Any
 
 from datagen.decode.files import read_file
 from datagen.decode.image import Decoded, decode_image
+from datagen.decode.limits import limit_memory, out_of_memory
 from datagen.decode.wire import Answers, receive_requests
 from datagen.errors import DecodeError
 from datagen.faults import fault_point
@@ -27,6 +28,7 @@ def main(options_json: str, image_size: int) -> None:
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=receive_requests, args=(requests,), daemon=True).start()
     worker = Worker(Answers(pipe, options), options, image_size)
+    limit_memory(options.memory_gib)
     worker.answers.send({"kind": "ready"})
     worker.answers.stop_clock()
     while True:
@@ -43,15 +45,21 @@ class Worker:
         self._videos: Any = None
 
     def serve(self, request: dict[str, Any]) -> None:
-        """Answer one request; a DecodeError is an answer, anything else ends the process."""
+        """Answer one request; a DecodeError is an answer, as is a lack of memory; anything else ends the process."""
         self.answers.start_clock()
+        failed: DecodeError | None = None
         try:
             if request["kind"] == "image":
                 self._image(request["path"], request["uri"])
             else:
                 self._video(request)
         except DecodeError as error:
-            self.answers.send({"kind": "failed", "code": error.code, "message": error.message})
+            failed = error
+        except MemoryError:
+            self._videos = None  # a decoder that got no memory is not gone on with
+            failed = out_of_memory(self._options)
+        if failed is not None:
+            self.answers.send({"kind": "failed", "code": failed.code, "message": failed.message})
         self.answers.stop_clock()
 
     def _image(self, path: str, uri: str) -> None:
