@@ -54,8 +54,7 @@ def webp_pixels(data: bytes) -> int:
             packed = int.from_bytes(data[21:25], "little")
             return ((packed & 0x3FFF) + 1) * ((packed >> 14 & 0x3FFF) + 1)
         case b"VP8 ":
-            width, height = struct.unpack_from("<HH", data, 26)
-            return (width & 0x3FFF) * (height & 0x3FFF)
+            return (int.from_bytes(data[26:28], "little") & 0x3FFF) * (int.from_bytes(data[28:30], "little") & 0x3FFF)
     return 0
 
 
