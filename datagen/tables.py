@@ -27,6 +27,8 @@ TABLE_SUFFIXES = (".parquet", ".arrow")
 _BUFFER_BYTES = 4 << 20
 _ROWS_AT_ONCE = 256
 _CELLS_AT_ONCE = 4
+# What libraries of time zones, dates and numbers have to say of a value that they do not know; a text that is no UTF-8 is a ValueError.
+_UNKNOWN = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, ImportError)
 _CELL = re.compile(r"(.+)\[([0-9]{1,15})\]", re.DOTALL)
 
 
@@ -84,22 +86,57 @@ def open_table(file: str, s3: S3Options) -> Table:
 
 
 def batch_rows(batch: pa.RecordBatch) -> Iterator[Row]:
-    """The rows of a record batch. What Python cannot hold costs its row alone: a text that is not UTF-8, a date after the year 9999.
+    """The rows of a record batch. A text that is not UTF-8 costs its row alone; a time, date or zone that Python does not know is text.
 
     Neither Parquet nor Arrow promises that there is none.
     """
+    import pyarrow as pa
+
     try:
-        yield from batch.to_pylist()
-        return
-    except (UnicodeDecodeError, OverflowError):
-        singles = (batch.slice(index, 1) for index in range(batch.num_rows))
-    for single in singles:
-        try:
-            yield from single.to_pylist()
-        except UnicodeDecodeError as error:
-            yield BadRow(f"a text in it is not UTF-8: {error}")
-        except OverflowError as error:
-            yield BadRow(f"a date or duration in it is out of range: {error}")
+        rows: list[Row] = batch.to_pylist()
+    except (*_UNKNOWN, pa.ArrowException):
+        rows = [_row(batch, index) for index in range(batch.num_rows)]
+    yield from rows
+
+
+def _row(batch: pa.RecordBatch, index: int) -> Row:
+    try:
+        return {name: _value(batch.column(place)[index]) for place, name in enumerate(batch.schema.names)}
+    except UnicodeDecodeError as error:
+        return BadRow(f"a text in it is not UTF-8: {error}")
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    """What a value is in Python, and what has no such type as text. Raises UnicodeDecodeError."""
+    import pyarrow as pa
+
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        raise
+    except (*_UNKNOWN, pa.ArrowException):
+        if isinstance(scalar, pa.StructScalar):
+            return {name: _value(value) for name, value in scalar.items()}
+        if isinstance(scalar, pa.ListScalar):
+            return [_value(value) for value in scalar.values]
+        return _text_of(scalar)
+
+
+def _text_of(scalar: pa.Scalar) -> str:
+    import pyarrow as pa
+
+    kind = scalar.type
+    try:
+        if pa.types.is_timestamp(kind):
+            text = str(pa.scalar(scalar.value, pa.timestamp(kind.unit)).cast(pa.string()).as_py())
+            if "out of range" in text:
+                return f"{scalar.value} {kind.unit} after 1970-01-01T00:00:00"
+            return text.replace(" ", "T") + ("" if kind.tz is None else "+00:00")
+        if pa.types.is_duration(kind):
+            return f"{scalar.value} {kind.unit}"
+        return str(scalar.cast(pa.string()).as_py())
+    except pa.ArrowException:
+        return f"{getattr(scalar, 'value', 'a value')} ({kind})"
 
 
 def image_columns(schema: pa.Schema) -> list[str]:

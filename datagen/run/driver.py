@@ -5,7 +5,6 @@ Only this process publishes parts (commit.py); workers stage them.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,11 +19,11 @@ from datagen.cluster.fit import fit
 from datagen.cluster.profile import Profile
 from datagen.errors import JobError
 from datagen.events import log_event
-from datagen.ids import id_key
 from datagen.job import Job
 from datagen.paths import settle_environment
 from datagen.records import Asset, Sample
 from datagen.run.commit import Committer, Kind
+from datagen.run.distinct import Distinct
 from datagen.run.heartbeat import beating
 from datagen.run.reporting import Screen, logged, no_screen
 from datagen.run.stopping import Stop
@@ -51,8 +50,6 @@ from datagen.write.retries import Retries, restore_failed, retrying, to_retry
 
 if TYPE_CHECKING:
     from datagen.pam.checkpoint import ModelFiles
-
-logger = logging.getLogger(__name__)
 
 FAKE_IMAGE_SIZE = 64
 LOGGED_FILES = 100
@@ -211,14 +208,9 @@ def _note_model(record: RunRecord, job: Job, model: ModelFiles | None) -> int:
 
 def _todo(source: Any, done: DoneSet, summary: RunSummary, limit: int | None) -> Iterator[tuple[int, Asset]]:
     """(index, asset) of what is listed and not yet done. An asset listed twice counts once."""
-    seen: set[bytes] = set()
-    for asset, is_done in _looked_up(source, done):
-        key = id_key(asset.asset_id)
-        if key in seen:
-            summary.repeated += 1
-            logger.warning("listed again, counted once: %s (%s)", asset.asset_id, asset.uri)
-            continue
-        seen.add(key)
+    assets = Distinct(source)
+    for asset, is_done in _looked_up(assets, done):
+        summary.repeated = assets.repeated
         summary.listed += 1
         if is_done:
             summary.done_before += 1
@@ -227,6 +219,7 @@ def _todo(source: Any, done: DoneSet, summary: RunSummary, limit: int | None) ->
             break
         summary.todo += 1
         yield summary.todo - 1, asset
+    summary.repeated = assets.repeated
     summary.all_listed = True
 
 

@@ -133,5 +133,5 @@ def _warnings(job: Job, summary: RunSummary) -> list[str]:
             "small for what is in flight: raise describe.gpu_memory_fraction or cpu_kv_cache_gib, or lower describe.max_num_seqs."
         )
     if summary.repeated:
-        warnings.append(f"{summary.repeated} input rows repeat an asset already listed; each asset was done once")
+        warnings.append(f"{summary.repeated} input rows say exactly what one before them says; each asset was done once")
     return warnings

@@ -5,6 +5,8 @@ import decimal
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,13 +99,55 @@ def test_a_parquet_text_that_is_not_utf8_costs_its_row_alone(tmp_path):
     assert "UTF-8" in assets[1].failure.message
 
 
-def test_a_date_that_python_does_not_know_costs_its_row_alone(tmp_path):
+ODD_VALUES = {
+    "a date long ago": (pa.array([-(10**6)], pa.date32()), "-0768-02-04"),
+    "a time far away": (pa.array([10**18], pa.timestamp("us")), f"{10**18} us after 1970-01-01T00:00:00"),
+    "a zone of no map": (pa.array([10**9], pa.timestamp("s", tz="Mars/Phobos")), "2001-09-09T01:46:40.000+00:00"),
+    "an odd offset": (pa.array([10**9], pa.timestamp("ms", tz="+99:99")), "1970-01-12T13:46:40.000+00:00"),
+    "a zone": (pa.array([10**9], pa.timestamp("ms", tz="+05:30")), "1970-01-12T19:16:40+05:30"),
+    "a long time": (pa.array([2**62], pa.duration("s")), "4611686018427387904 s"),
+    "a large decimal": (pa.array([decimal.Decimal("1" * 60)], pa.decimal256(70, 0)), "1" * 60),
+    "half": (pa.array([1.5], pa.float16()), 1.5),
+    "inside": (
+        pa.array([{"a": [10**9, None]}], pa.struct({"a": pa.list_(pa.timestamp("s", tz="Mars/Phobos"))})),
+        {"a": ["2001-09-09T01:46:40.000+00:00", None]},
+    ),
+    "a map": (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int32())), [["a", 1]]),
+    "words": (pa.array(["x"]).dictionary_encode(), "x"),
+    "a large number": (pa.array([2**64 - 1], pa.uint64()), 2**64 - 1),
+    "bytes": (pa.array([b"\xff"]), "/w=="),
+    "nothing": (pa.nulls(1), None),
+}
+
+
+@pytest.mark.parametrize("name", ODD_VALUES)
+def test_a_type_that_python_does_not_have_costs_nothing(tmp_path, name):
+    values, expected = ODD_VALUES[name]
     path = tmp_path / "manifest.parquet"
-    days = pa.array([0, 10**18, 0], pa.timestamp("us"))
-    pq.write_table(pa.table({"uri": ["a.png", "b.png", "c.png"], "day": days}), path)
-    assets = list(source_of(path))
-    assert codes_of(assets) == [None, "manifest_bad_row", None]
-    assert "out of range" in assets[1].failure.message
+    rows = pa.concat_arrays([values, pa.nulls(1, values.type)])
+    pq.write_table(pa.table({"uri": ["a.png", "b.png"], "x": rows}), path)
+    a, b = source_of(path)
+    assert (a.failure, b.failure) == (None, None)
+    assert (a.extra, b.extra) == ({"x": expected}, {"x": None})
+
+
+def test_times_of_nanoseconds_are_read_without_pandas(tmp_path):
+    path = tmp_path / "manifest.parquet"
+    columns = {"t": pa.array([1700000000123456789], pa.timestamp("ns")), "d": pa.array([123456789123], pa.duration("ns"))}
+    pq.write_table(pa.table({"uri": ["a.png"], **columns}), path)
+    script = f"""
+import sys
+class No:
+    def find_spec(self, name, *more):
+        if name.partition(".")[0] == "pandas":
+            raise ImportError(name)
+sys.meta_path.insert(0, No())
+from datagen.job import SourceOptions
+from datagen.sources import open_source
+print([(asset.failure, asset.extra) for asset in open_source(SourceOptions(input={str(path)!r}))])
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[(None, {'t': '2023-11-14T22:13:20.123456789', 'd': '123456789123 ns'})]"
 
 
 def test_a_column_whose_name_is_not_utf8_is_an_error_of_the_file(tmp_path):
