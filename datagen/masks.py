@@ -5,7 +5,7 @@ A mask is a boolean (H, W) array, True inside the object. A box is XYXY in pixel
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -93,32 +93,13 @@ def mask_box(mask: NDArray[np.bool_]) -> Box | None:
 
 
 def mask_iou(first: Sequence[RLE], second: Sequence[RLE]) -> NDArray[np.float64]:
-    """(N, M) intersection over union of every pair of masks of one image; 0 where both are empty."""
-    if not first or not second:
-        return np.zeros((len(first), len(second)))
-    a, b = [_compressed(rle) for rle in first], [_compressed(rle) for rle in second]
-    iou = coco.iou(a, b, [False] * len(b))
-    return np.nan_to_num(np.asarray(iou, dtype=np.float64))
+    """(N, M) intersection over union of every pair of masks of one image; 0 where both are empty. Raises ValueError for other sizes."""
+    return _compared(first, second, of_first=False)
 
 
-def rle_from_coco(segmentation: Any, height: int, width: int) -> RLE:
-    """Run-length encoding of a COCO `segmentation`: polygons, uncompressed counts or compressed counts.
-
-    Raises ValueError when it is none of these, is damaged, or belongs to an image of another size.
-    """
-    if isinstance(segmentation, Mapping) and "counts" in segmentation:
-        size, counts = [int(side) for side in segmentation["size"]], segmentation["counts"]
-        if size != [height, width]:
-            raise ValueError(f"the mask is of an image of {size[0]} x {size[1]}, but the image is {height} x {width} (height x width)")
-        encoded = coco.frPyObjects({"size": size, "counts": counts}, height, width) if isinstance(counts, list) else {"counts": counts}
-    elif isinstance(segmentation, list) and segmentation and all(isinstance(ring, list) and len(ring) >= 6 for ring in segmentation):
-        encoded = coco.merge(coco.frPyObjects(segmentation, height, width))
-    else:
-        raise ValueError("a COCO segmentation is a list of polygons (6 numbers or more each), or {size, counts}")
-    counts = encoded["counts"]
-    rle: RLE = {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else str(counts)}
-    check_rle(rle)
-    return rle
+def mask_overlap(first: Sequence[RLE], second: Sequence[RLE]) -> NDArray[np.float64]:
+    """(N, M) share of each first mask that lies in each second one; 0 where it is empty. Raises ValueError for other sizes."""
+    return _compared(first, second, of_first=True)
 
 
 def mask_prompt_logits(mask: NDArray[np.bool_], size: int) -> NDArray[np.float32]:
@@ -165,6 +146,17 @@ def non_maximum_suppression(iou: NDArray[np.floating[Any]], scores: ArrayLike, t
             kept.append(index)
             alive &= iou[index] <= threshold
     return np.asarray(kept, dtype=np.intp)
+
+
+def _compared(first: Sequence[RLE], second: Sequence[RLE], *, of_first: bool) -> NDArray[np.float64]:
+    if not first or not second:
+        return np.zeros((len(first), len(second)))
+    sizes = {tuple(rle["size"]) for rle in (*first, *second)}
+    if len(sizes) > 1:  # pycocotools answers -1
+        raise ValueError(f"masks of one image have one size, found {' and '.join(map(str, sorted(sizes)))} (height, width)")
+    # What COCO calls a crowd is compared by the first mask's own area.
+    shares = coco.iou([_compressed(rle) for rle in first], [_compressed(rle) for rle in second], [of_first] * len(second))
+    return np.nan_to_num(np.asarray(shares, dtype=np.float64))
 
 
 def _compressed(rle: RLE) -> dict[str, Any]:

@@ -74,40 +74,18 @@ def test_damaged_counts_are_refused(counts):
         masks.decode_mask(RLE(size=[4, 4], counts=counts))
 
 
-@given(pictures)
-def test_every_coco_form_of_a_mask_gives_the_same_encoding(mask):
-    height, width = mask.shape
-    flat = mask.flatten(order="F")
-    changes = np.flatnonzero(np.diff(flat)) + 1
-    runs = np.diff([0, *changes, flat.size]).tolist()
-    uncompressed = {"size": [height, width], "counts": [0, *runs] if flat[0] else runs}
-    expected = masks.encode_mask(mask)
-    assert masks.rle_from_coco(uncompressed, height, width) == expected
-    assert masks.rle_from_coco(dict(expected), height, width) == expected
+def test_masks_of_other_sizes_are_not_compared():
+    small, large = masks.encode_mask(np.ones((4, 5), dtype=bool)), masks.encode_mask(np.ones((5, 4), dtype=bool))
+    for compare in (masks.mask_iou, masks.mask_overlap):
+        with pytest.raises(ValueError, match="one size"):
+            compare([small], [large])
 
 
-def test_polygons_are_filled_and_merged():
-    squares = [[1, 1, 4, 1, 4, 4, 1, 4], [6, 6, 9, 6, 9, 8, 6, 8]]
-    mask = masks.decode_mask(masks.rle_from_coco(squares, 10, 12))
-    expected = np.zeros((10, 12), dtype=bool)
-    expected[1:4, 1:4] = expected[6:8, 6:9] = True
-    assert np.array_equal(mask, expected)
-
-
-@pytest.mark.parametrize(
-    ("segmentation", "message"),
-    [
-        ([], "list of polygons"),
-        ([[1, 2, 3, 4]], "6 numbers or more"),
-        ("abc", "list of polygons"),
-        ({"size": [5, 5], "counts": [25]}, "image of 5 x 5"),
-        ({"size": [4, 4], "counts": [20]}, "add up to 20"),
-        ({"size": [4, 4], "counts": ""}, "no compressed run-length string"),
-    ],
-)
-def test_other_segmentations_are_refused(segmentation, message):
-    with pytest.raises(ValueError, match=message):
-        masks.rle_from_coco(segmentation, 4, 4)
+def test_the_overlap_is_a_share_of_the_first_mask():
+    whole, half = np.ones((4, 4), dtype=bool), np.zeros((4, 4), dtype=bool)
+    half[:, :2] = True
+    shares = masks.mask_overlap([masks.encode_mask(half), masks.encode_mask(whole)], [masks.encode_mask(half)])
+    assert shares.tolist() == [[1.0], [0.5]]
 
 
 def test_mask_prompt_logits_average_merged_pixels():

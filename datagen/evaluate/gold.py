@@ -1,159 +1,203 @@
-"""Gold to measure against: a datagen dataset, or a COCO or LVIS JSON file, as objects per image."""
+"""Gold to measure against: a datagen dataset, or a COCO or LVIS JSON file, as objects per picture and tracks per video."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
 from typing import Any
 
-from datagen.errors import SourceError
-from datagen.masks import rle_from_coco
-from datagen.records import LANGUAGES, RLE, TASKS
-from datagen.sources.uris import file_name
+from datagen.errors import PromptError, SourceError
+from datagen.evaluate.items import Item, Medium, TrackItem, items_of, media_of, tracks_of
+from datagen.job import S3Options
+from datagen.records import RLE
+from datagen.sources.coco_document import CocoAnnotation, CocoImage, Document, id_key, read_document
+from datagen.sources.rows import absolute
+from datagen.sources.values import shown
 from datagen.write import open_dataset
-from datagen.write.done import read_parts
 from datagen.write.marker import check_marker
-from datagen.write.parts import part_ids
 from datagen.write.store import Store
 
-TEXTS = tuple(f"{task}_{language}" for task in TASKS for language in LANGUAGES)
-EVENTS = tuple(f"caption_{language}" for language in LANGUAGES)
-TrackKey = tuple[str, int, int]
-"""(asset id, clip index, object index)"""
+Size = tuple[int, int]
+_MOST_PROBLEMS = 20
+# What RefCOCO, RefCOCOg and their like call the text of a sentence.
+_SENTENCE_KEYS = ("sent", "raw", "sentence", "caption", "text")
 
 
 @dataclass(slots=True)
-class Item:
-    """One object of one image, of gold or of a dataset. texts: column -> the text, or the references. number: its place in the image.
+class Truth:
+    """What is true of one picture. crowds: masks of many objects at once, in which whatever is found counts neither way; crowd_ids: of
+    their annotations. unusable: annotations that cannot be measured against, by code, and problems: what is wrong with them."""
 
-    source: who prompted it, empty in gold.
-    """
-
-    number: int
-    mask: RLE
-    texts: dict[str, list[str]]
-    source: str = ""
-
-
-@dataclass(slots=True)
-class TrackItem:
-    """One object of one clip: frame index -> mask, None where it is not seen; and what is told of it."""
-
-    masks: dict[int, RLE | None]
-    texts: dict[str, list[str]]
+    items: list[Item] = field(default_factory=list)
+    crowds: list[RLE] = field(default_factory=list)
+    crowd_ids: set[str] = field(default_factory=set)
+    unusable: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Gold:
-    """images: by key -> objects. key_of: what of an asset's row says which image it is. tracks: by key."""
+    """images: pictures in order; `truth(image, size)` says what is true of one, of which the dataset says that it has this size.
 
-    images: dict[str, list[Item]]
+    videos, tracks: by asset id. problems: what in gold could not be used at all.
+    """
+
+    where: str
+    images: list[Medium]
+    truth: Callable[[Medium, Size | None], Truth]
+    videos: list[Medium] = field(default_factory=list)
+    tracks: dict[str, list[TrackItem]] = field(default_factory=dict)
+    unusable: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
     is_coco: bool = False
-    tracks: dict[TrackKey, TrackItem] = field(default_factory=dict)
 
-    def key_of(self, asset: Mapping[str, Any]) -> str:
-        """The key of an asset's image: its id; for a COCO file the id of the image that it was listed from, else the file's name."""
+    def ids_of(self, asset: Medium) -> tuple[str, ...]:
+        """The ids by which a dataset's picture may be one of gold: its own, or for a COCO file those of the entries it was listed from."""
         if not self.is_coco:
-            return str(asset["asset_id"])
-        listed = json.loads(asset["extra"] or "{}").get("coco_image_id")
-        name = file_name(asset["uri"])
-        return f"id:{listed}" if listed is not None and f"id:{listed}" in self.images else f"name:{name}"
+            return (asset.key,)
+        several = asset.extra.get("coco_image_ids")
+        listed = several if isinstance(several, list) else [asset.extra.get("coco_image_id")]
+        return tuple(key for key in map(id_key, listed) if key is not None)
 
 
 def read_gold(where: str) -> Gold:
     """Gold from a dataset's folder or a COCO/LVIS `.json`. Raises SourceError when it is neither, or has no object."""
-    path = Path(where)
-    gold = _from_coco(path) if path.suffix == ".json" else _from_dataset(open_dataset(where))
-    if not any(gold.images.values()) and not gold.tracks:
+    if where.lower().endswith(".json"):
+        try:
+            document = read_document(absolute(where), S3Options())
+        except SourceError as error:
+            raise SourceError(f"cannot read the gold {where}: {error.message}") from error
+        if not document.has_annotations:
+            raise SourceError(f"{where} is no COCO or LVIS file with truth in it: it needs the lists `images` and `annotations`")
+        return _from_coco(document)
+    return _from_dataset(where, open_dataset(where))
+
+
+def _from_dataset(where: str, store: Store) -> Gold:
+    check_marker(store)
+    media, items, tracks = media_of(store), items_of(store), tracks_of(store)
+    if not items and not tracks:
         raise SourceError(f"{where} has no object to measure against")
+    images = [medium for medium in media["image"].values() if not medium.failed]
+    videos = [medium for medium in media["video"].values() if not medium.failed or medium.key in tracks]
+    return Gold(where, images, lambda image, _: Truth(items.get(image.key, [])), videos, tracks)
+
+
+def _from_coco(document: Document) -> Gold:
+    """Annotations in file order. Two entries of one file are one picture."""
+    groups: dict[Any, list[CocoImage]] = {}
+    for image in document.images:
+        name = image.text("file_name") or image.text("coco_url")
+        groups.setdefault(name or image.place, []).append(image)
+    media: list[Medium] = []
+    images: dict[str, list[CocoImage]] = {}
+    gold = Gold(document.path, media, lambda medium, size: _truth(images[medium.key], medium.size or size), is_coco=True)
+    gold.unusable, gold.problems = Counter(document.lost), list(document.examples)
+    for group in groups.values():
+        problem = next((image.problem for image in group if image.problem), "") or _sizes_of_one_file(group)
+        if problem:
+            gold.unusable["image"] += 1
+            gold.problems.append(f"image {group[0].place}: {problem}")
+            continue
+        medium = _coco_medium(group)
+        media.append(medium)
+        images[medium.key] = group
+    if not any(annotation for group in images.values() for image in group for annotation in image.annotations):
+        raise SourceError(f"{document.path} has no object to measure against{_because(gold.problems)}")
+    _refuse_useless(gold)
     return gold
 
 
-def assets_of(store: Store) -> Iterator[dict[str, Any]]:
-    """Rows of `assets` that tell which image each is."""
-    yield from _rows(store, "assets", ["asset_id", "uri", "media_type", "status", "extra"])
+def _refuse_useless(gold: Gold) -> None:
+    """Raise SourceError when no annotation can be measured against, naming the first."""
+    problems: list[str] = []
+    for image in gold.images:
+        truth = gold.truth(image, None)
+        if truth.items:
+            return
+        problems += truth.problems
+    raise SourceError(f"{gold.where} has no object to measure against{_because([*problems, *gold.problems])}")
 
 
-def items_of(store: Store) -> dict[str, list[Item]]:
-    """asset id -> its regions, by number."""
-    found: dict[str, list[Item]] = {}
-    for row in _rows(store, "regions", ["asset_id", "region_index", "prompt", "mask", *TEXTS]):
-        item = Item(row["region_index"], _rle(row["mask"]), _texts(row, TEXTS), row["prompt"]["source"])
-        found.setdefault(row["asset_id"], []).append(item)
-    for items in found.values():
-        items.sort(key=lambda item: item.number)
-    return found
+def _because(problems: list[str]) -> str:
+    return f": {problems[0]}" if problems else ""
 
 
-def tracks_of(store: Store) -> dict[TrackKey, TrackItem]:
-    """Tracks by asset, clip and object."""
-    found = {}
-    for row in _rows(store, "tracks", ["asset_id", "clip_index", "object_index", "frames", *EVENTS]):
-        masks = {frame["frame_index"]: frame["mask"] and _rle(frame["mask"]) for frame in row["frames"]}
-        found[row["asset_id"], row["clip_index"], row["object_index"]] = TrackItem(masks, _texts(row, EVENTS))
-    return found
+def _coco_medium(group: list[CocoImage]) -> Medium:
+    first = group[0]
+    keys = tuple(image.key for image in group if image.key is not None)
+    names = tuple(name for name in (first.text("file_name"), first.text("coco_url")) if name)
+    size = next((image.size for image in group if image.size is not None), None) or _size_of_masks(group)
+    return Medium(f"#{first.place}", keys, names or (f"image {shown(first.raw.get('id'))}",), size)
 
 
-def _from_dataset(store: Store) -> Gold:
-    check_marker(store)
-    return Gold(items_of(store), tracks=tracks_of(store))
+def _sizes_of_one_file(group: list[CocoImage]) -> str:
+    sizes = {image.size for image in group if image.size is not None}
+    return f"its entries state different sizes, {' and '.join(f'{w} x {h}' for w, h in sorted(sizes))}" if len(sizes) > 1 else ""
 
 
-def _from_coco(path: Path) -> Gold:
-    """Annotations in file order, which is the order of the prompts when the dataset was listed from this file."""
-    document = _document(path)
-    names = {category["id"]: str(category.get("name", "")).replace("_", " ") for category in document.get("categories", [])}
-    images = {image["id"]: image for image in document["images"]}
-    found: dict[Any, list[Item]] = {image_id: [] for image_id in images}
-    for annotation in document["annotations"]:
-        image = images.get(annotation.get("image_id"))
-        if image is None:
-            raise SourceError(f"{path}: annotation {annotation.get('id')} is of image {annotation.get('image_id')}, which the file has not")
-        items = found[image["id"]]
-        items.append(Item(len(items), _coco_mask(path, annotation, image), _coco_texts(annotation, names)))
-    keyed: dict[str, list[Item]] = {}
-    for image_id, items in found.items():
-        keyed[f"id:{image_id}"] = items
-        keyed[f"name:{PurePosixPath(str(images[image_id].get('file_name') or images[image_id].get('coco_url', ''))).name}"] = items
-    return Gold(keyed, is_coco=True)
+def _size_of_masks(group: list[CocoImage]) -> Size | None:
+    """Of the first mask that says its own."""
+    for annotation in _annotations(group):
+        if isinstance(annotation.raw.get("segmentation"), Mapping):
+            try:
+                height, width = annotation.mask(None)["size"]
+            except PromptError:
+                continue
+            return width, height
+    return None
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _annotations(group: list[CocoImage]) -> Iterator[CocoAnnotation]:
+    for image in group:
+        yield from image.annotations
+
+
+def _truth(group: list[CocoImage], size: Size | None) -> Truth:
+    truth = Truth()
+    for number, annotation in enumerate(_annotations(group)):
+        try:
+            mask = _mask(annotation, size)
+        except PromptError as error:
+            truth.unusable[error.code] += 1
+            if len(truth.problems) < _MOST_PROBLEMS:
+                truth.problems.append(f"{annotation.name} has no usable segmentation: {error.message}")
+            continue
+        if annotation.is_crowd:
+            truth.crowds += [mask] if mask is not None else []
+            truth.crowd_ids |= {annotation.key} if annotation.key is not None else set()
+        else:
+            truth.items.append(Item(number, mask, _coco_texts(annotation), id=annotation.key, box=_box(annotation)))
+    return truth
+
+
+def _mask(annotation: CocoAnnotation, size: Size | None) -> RLE | None:
+    """None for polygons of a picture whose size nobody says, as it is not there."""
+    segmentation = annotation.raw.get("segmentation")
+    if size is None and isinstance(segmentation, list) and segmentation:
+        return None
+    return annotation.mask(size)
+
+
+def _box(annotation: CocoAnnotation) -> tuple[float, float, float, float] | None:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"cannot read the gold {path}: {error}") from error
-    if not isinstance(document, dict) or not all(isinstance(document.get(key), list) for key in ("images", "annotations")):
-        raise SourceError(f"{path} is no COCO or LVIS file: it needs the lists `images` and `annotations`")
-    return document
+        return annotation.box()
+    except PromptError:  # the mask has one
+        return None
 
 
-def _coco_mask(path: Path, annotation: Mapping[str, Any], image: Mapping[str, Any]) -> RLE:
-    try:
-        return rle_from_coco(annotation.get("segmentation"), image["height"], image["width"])
-    except (KeyError, ValueError) as error:
-        raise SourceError(f"{path}: annotation {annotation.get('id')} has no usable segmentation: {error}") from error
-
-
-def _coco_texts(annotation: Mapping[str, Any], names: Mapping[Any, str]) -> dict[str, list[str]]:
-    """The category's name as the label; captions from `caption` or, as in RefCOCOg, `sentences`."""
-    label = names.get(annotation.get("category_id"))
-    captions = [annotation["caption"]] if annotation.get("caption") else []
-    captions += [one["sent"] if isinstance(one, dict) else str(one) for one in annotation.get("sentences", [])]
-    texts = {"label_en": [label] if label else [], "caption_en": captions}
+def _coco_texts(annotation: CocoAnnotation) -> dict[str, list[str]]:
+    """The category's name as the label; captions from `caption`, `captions` or, as in RefCOCOg, `sentences`."""
+    label = (annotation.category or "").replace("_", " ").strip()
+    captions = [text for name in ("caption", "captions", "sentences") for text in _sentences(annotation.raw.get(name))]
+    texts = {"label_en": [label] if label else [], "caption_en": list(dict.fromkeys(captions))}
     return {column: references for column, references in texts.items() if references}
 
 
-def _rows(store: Store, table: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    for part in read_parts(store, table, part_ids(store, table), columns):
-        yield from part.to_pylist()
-
-
-def _texts(row: Mapping[str, Any], columns: Iterable[str]) -> dict[str, list[str]]:
-    return {column: [row[column]] for column in columns if row[column] is not None}
-
-
-def _rle(stored: Mapping[str, Any]) -> RLE:
-    return {"size": list(stored["size"]), "counts": stored["counts"]}
+def _sentences(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value.strip()] if value.strip() else []
+    if isinstance(value, Mapping):
+        return next((_sentences(value[name]) for name in _SENTENCE_KEYS if isinstance(value.get(name), str)), [])
+    return [text for one in value for text in _sentences(one) if not isinstance(one, list)] if isinstance(value, list) else []

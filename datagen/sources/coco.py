@@ -2,119 +2,153 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from datagen.errors import SourceError
+from datagen.errors import PromptError, SourceError
+from datagen.ids import asset_id_of
 from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset, Failure, Prompt
-from datagen.sources.prompts import parse_box
-from datagen.sources.rle import parse_polygons, parse_rle
-from datagen.sources.rows import RowReader, absolute, open_source_file, plain
+from datagen.sources.coco_document import CROWD, CocoAnnotation, CocoImage, Document, read_document
+from datagen.sources.coco_media import MediaFinder, NotThere
+from datagen.sources.rows import RowReader, absolute
+from datagen.sources.uris import uri_of
+from datagen.sources.values import plain
 
 PromptKind = Literal["box", "mask"]
 
-_ID_KEYS = ("id", "image_id", "category_id", "license")
+_SHAPES = {"box": "bbox", "mask": "segmentation"}
+_OTHER: dict[str, PromptKind] = {"box": "mask", "mask": "box"}
 
 
 class CocoSource:
     """Images of a COCO file in file order, annotations as prompts in file order; an image without any is segmented whole.
 
-    The file is one JSON document and is held in memory; for tens of millions of annotations use a Parquet manifest.
-    `Asset.extra` gets `coco_image_id` and `coco_annotations`: id, category and iscrowd of each prompt, in prompt order.
+    The file is one JSON document and is held in memory; for tens of millions of annotations use a Parquet manifest. Two entries of one
+    file are one asset with the annotations of both. An annotation that makes no sense is counted in `Asset.dropped` and keeps its place
+    among the others, and so is a crowd, which is no object.
+    `Asset.extra` gets `coco_image_id`, `coco_annotations` (of each annotation, in file order: id, category, iscrowd and every field that is
+    not its shape; `dropped` says why one is no prompt), and every further field of the image.
     """
 
     def __init__(self, path: str, options: SourceOptions, s3: S3Options) -> None:
         self.path = absolute(path)
-        self.prompt = options.coco_prompt
+        self.prompt: PromptKind = options.coco_prompt
         self.skipped: Counter[str] = Counter()
         self._reader = RowReader.of(self.path, options, s3)
-        document = _load(self.path, s3)
-        self._images = document["images"]
-        self._categories = _names(document.get("categories"))
-        self._licenses = _names(document.get("licenses"))
-        self._annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-        for annotation in document.get("annotations") or []:
-            self._annotations[annotation.get("image_id")].append(annotation)
+        self._s3 = s3
+        self._document = read_document(self.path, s3)
+        _check_shapes(self._document, self.prompt)
 
     def describe(self) -> str:
         """One line for a person."""
-        return f"images of the COCO file {self.path}, a {self.prompt} prompt per annotation, relative names from {self._reader.roots.root}"
+        root, document = self._reader.roots.root, self._document
+        line = f"images of the COCO file {self.path}, a {self.prompt} prompt per annotation, relative names from {root}"
+        if document.examples:
+            line += f"; {document.lost.total()} annotations are of no image of the file: {', '.join(document.examples)}"
+        return line
 
     def __iter__(self) -> Iterator[Asset]:
-        """Stream the assets; an image or annotation that makes no sense becomes an asset with its failure."""
+        """Stream the assets; an image that makes no sense becomes an asset with its failure."""
         self.skipped.clear()
-        yield from self._reader.assets(enumerate(self._images, start=1), self._asset)
-        unknown = set(self._annotations) - {image.get("id") for image in self._images}
-        lost = sum(len(self._annotations[image_id]) for image_id in unknown)
-        if lost:
-            self.skipped["annotation of an unknown image"] = lost
+        yield from self._reader.assets(enumerate(self._by_file(), start=1), self._asset)
+        self.skipped.update(self._document.lost)
 
-    def _asset(self, image: dict[str, Any], number: int) -> Asset:
-        asset = self._reader.asset({"uri": image.get("file_name"), "license": self._licenses.get(image.get("license"))}, number)
-        annotations = self._annotations.get(image.get("id"), [])
-        asset.extra = {
-            "coco_image_id": plain(image.get("id")),
-            "coco_annotations": [
-                {
-                    "id": plain(annotation.get("id")),
-                    "category": self._categories.get(annotation.get("category_id")),
-                    "iscrowd": bool(annotation.get("iscrowd")),
-                }
-                for annotation in annotations
-            ],
-        }
+    def _by_file(self) -> Iterator[tuple[str, list[CocoImage], str]]:
+        """(URI, its entries, why it is not there) of each file, in the order of first entries; the URI is empty where there is none."""
+        finder = MediaFinder(self._reader.roots, self._s3, self._document.images)
+        files: dict[str, tuple[str, list[CocoImage], str]] = {}
+        for image in self._document.images:
+            missing = ""
+            try:
+                uri = "" if image.problem else finder.find(image)
+            except NotThere as error:
+                uri, missing = error.uri, error.message
+            # Joined by what the URI names: `./a.jpg` is `a.jpg`.
+            files.setdefault(self._resolved(uri) or f"#{image.place}", (uri, [], missing))[1].append(image)
+        yield from files.values()
+
+    def _resolved(self, uri: str) -> str:
+        try:
+            return self._reader.roots.resolve(uri) if uri else ""
+        except SourceError:
+            return uri
+
+    def _asset(self, file: tuple[str, list[CocoImage], str], _: int) -> Asset:
+        uri, images, missing = file
+        first = images[0]
+        where = f"image {first.place} of {self.path}"
+        asset = self._reader.located(uri, where) if uri else self._unnamed(first, where)
+        asset.license = next((image.license for image in images if image.license is not None), None)
+        annotations = [annotation for image in images for annotation in image.annotations]
+        told = [annotation.extra() for annotation in annotations]
+        asset.extra = {key: value for image in reversed(images) for key, value in image.extra().items()}
+        asset.extra |= {"coco_image_id": plain(first.raw.get("id")), "coco_annotations": told}
+        if len(images) > 1:
+            asset.extra["coco_image_ids"] = [plain(image.raw.get("id")) for image in images]
+        sizes = {image.size for image in images if image.size is not None}
+        asset.stated_size = next(iter(sizes), None)
+        if asset.failure is None and len(sizes) > 1:
+            asset.failure = _two_sizes(images, where)
         if asset.failure is None and annotations:
-            self._add_prompts(asset, image, annotations)
+            self._add_prompts(asset, annotations, told)
+        if asset.failure is None and missing:
+            asset.failure = Failure("missing_file", f"{where}: {plain(missing)}")
         return asset
 
-    def _add_prompts(self, asset: Asset, image: dict[str, Any], annotations: list[dict[str, Any]]) -> None:
-        prompts = []
-        for annotation in annotations:
+    def _add_prompts(self, asset: Asset, annotations: Sequence[CocoAnnotation], told: Sequence[dict[str, Any]]) -> None:
+        prompts: list[Prompt] = []
+        dropped: Counter[str] = Counter()
+        for index, (annotation, extra) in enumerate(zip(annotations, told, strict=True)):
             try:
-                prompts.append(_prompt(annotation, image, self.prompt))
-            except ValueError as error:
-                message = f"annotation {annotation.get('id')} of {self.path}: {plain(str(error))}"
-                asset.failure = Failure("manifest_bad_prompts", message)
-                return
-        asset.prompts = prompts
+                prompt = _prompt(annotation, asset.stated_size, self.prompt)
+            except PromptError as error:
+                extra["dropped"] = error.code
+                dropped[error.code] += 1
+                continue
+            prompt.id, prompt.index = annotation.key, index
+            prompts.append(prompt)
+        asset.prompts, asset.dropped = prompts, dict(dropped)
+
+    def _unnamed(self, image: CocoImage, where: str) -> Asset:
+        uri = f"{uri_of(self.path)}#row={image.place}"
+        if image.problem:
+            return Asset(asset_id_of(uri), uri, failure=Failure("manifest_bad_row", f"{where}: {plain(image.problem)}"))
+        why = f"{where} has no file_name and no coco_url; give the path of a file"
+        return Asset(asset_id_of(uri), uri, failure=Failure("manifest_no_uri", why))
 
 
-def _prompt(annotation: dict[str, Any], image: dict[str, Any], kind: PromptKind) -> Prompt:
+def _prompt(annotation: CocoAnnotation, size: tuple[int, int] | None, kind: PromptKind) -> Prompt:
+    """Raises PromptError."""
+    if annotation.is_crowd:
+        raise PromptError("it is of a crowd, which is no object", code=CROWD)
+    annotation.check_fields()
     if kind == "box":
-        try:
-            x, y, width, height = parse_box(annotation.get("bbox"))
-        except ValueError as error:
-            raise ValueError(f"its bbox is not [x, y, width, height], found {annotation.get('bbox')!r:.80}") from error
-        return Prompt(box=(x, y, x + width, y + height), source="coco")
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict):
-        return Prompt(mask=parse_rle(segmentation), source="coco")
-    return Prompt(mask=parse_polygons(segmentation, image.get("height"), image.get("width")), source="coco")
+        return Prompt(box=annotation.box(), source="coco")
+    return Prompt(mask=annotation.mask(size), source="coco")
 
 
-def _load(path: str, s3: S3Options) -> dict[str, Any]:
-    try:
-        with open_source_file(path, s3) as file:
-            document = json.loads(file.read().decode("utf-8-sig"))
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path} is not JSON: {error}") from error
-    found = ", ".join(list(document)[:8]) if isinstance(document, dict) else type(document).__name__
-    if not isinstance(document, dict) or not isinstance(document.get("images"), list):
-        raise SourceError(f"{path} is not COCO: it needs a list `images` (and `annotations`, `categories`), found {found}")
-    for name in ("images", "annotations", "categories", "licenses"):
-        if not all(map(_is_record, document.get(name) or [])):
-            raise SourceError(f"{path} is not COCO: every entry of `{name}` is an object whose ids are numbers or text")
-    return document
+def _check_shapes(document: Document, kind: PromptKind) -> None:
+    """Refuse a file of which no annotation has what the job wants as prompts. Raises SourceError."""
+    some = [annotation for annotation in document.annotations() if not annotation.is_crowd]
+    shape, other = _SHAPES[kind], _SHAPES[_OTHER[kind]]
+    if not some or any(annotation.raw.get(shape) for annotation in some):
+        boxes = [annotation.raw["bbox"] for annotation in some if _is_box(annotation.raw.get("bbox"))] if kind == "box" else []
+        if boxes and all(abs(side) <= 1 for box in boxes for side in box):
+            raise SourceError(
+                f"{document.path}: every bbox lies within 0 and 1, as shares of the sides do; a COCO bbox is [x, y, width, height] in "
+                "pixels: multiply by the pictures' width and height"
+            )
+        return
+    hint = f"; set source.coco_prompt to {_OTHER[kind]}" if any(annotation.raw.get(other) for annotation in some) else ""
+    raise SourceError(f"{document.path}: none of its {len(some)} annotations has a `{shape}`, which source.coco_prompt: {kind} needs{hint}")
 
 
-def _is_record(entry: Any) -> bool:
-    return isinstance(entry, dict) and not any(isinstance(entry.get(key), (list, dict)) for key in _ID_KEYS)
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(isinstance(side, (int, float)) for side in value)
 
 
-def _names(entries: list[dict[str, Any]] | None) -> dict[Any, str]:
-    return {entry.get("id"): str(plain(entry.get("name"))) for entry in entries or []}
+def _two_sizes(images: Sequence[CocoImage], where: str) -> Failure:
+    sizes = " and ".join(dict.fromkeys(f"{image.size[0]} x {image.size[1]}" for image in images if image.size is not None))
+    return Failure("stated_size", f"{where}: its {len(images)} entries state different sizes of one file, {sizes} (width x height)")

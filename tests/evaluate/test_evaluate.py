@@ -4,56 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from gold_datasets import HALF_OF_LEFT, LEFT, RIGHT, SIDE, SMALL, region, track, write_dataset
 from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
-from datagen.assemble import region_row, track_row
 from datagen.cli import app
 from datagen.errors import SourceError
 from datagen.evaluate import evaluate
-from datagen.ids import asset_id_of, track_id_of
-from datagen.job import Job
-from datagen.masks import encode_mask
-from datagen.records import Asset, Clip, Event, Prompt, Region, Sample, Text, Track, TrackFrame
-from datagen.write import RunRecord, VideoProgress, done_assets, open_store, prepare_output, publish_part, stage_clip, stage_part
-
-SIDE = 20
-
-
-def rectangle(x1, y1, x2, y2):
-    mask = np.zeros((SIDE, SIDE), dtype=bool)
-    mask[y1:y2, x1:x2] = True
-    return mask
-
-
-def region(index, mask, texts, source="manifest"):
-    rle = encode_mask(mask)
-    spoken = {key: Text(text, None, "stop", 1) for key, text in texts.items()}
-    return Region(index, Prompt(box=(0, 0, 5, 5), source=source), rle, (0, 0, 5, 5), int(mask.sum()), 1.0, 1.0, 1.0, texts=spoken)
-
-
-def write_dataset(folder, images, extra=None, tracks=()):
-    """images: name -> regions. tracks: of one clip of one video."""
-    store, job = open_store(str(folder)), Job()
-    with store.lease({}):
-        prepare_output(store, job)
-        record = RunRecord.new(job)
-        record.write(store, status="finished")
-        samples = []
-        for number, (name, regions) in enumerate(images.items()):
-            asset = Asset(asset_id_of(name), f"/pictures/{name}", extra=(extra or {}).get(name, {}))
-            samples.append(Sample(number, asset, width=SIDE, height=SIDE, regions=regions))
-        if samples:
-            publish_part(store, stage_part(store, record.run_id, samples, job.write, region_row))
-        if tracks:
-            sample = Sample(0, Asset("v" * 20, "/v.mp4", "video"), width=SIDE, height=SIDE, tracks=list(tracks))
-            sample.clip = Clip(0, 0.0, 1.0, 2, True)
-            VideoProgress(store, done_assets(store)).publish(stage_clip(store, record.run_id, sample, job.write, track_row))
-    return str(folder)
-
-
-LEFT, RIGHT, SMALL = rectangle(0, 0, 10, 10), rectangle(10, 0, 20, 10), rectangle(0, 15, 4, 19)
-HALF_OF_LEFT = rectangle(0, 0, 5, 10)  # IoU 0.5 with LEFT
 
 
 @pytest.fixture
@@ -63,7 +20,7 @@ def gold(tmp_path):
     return write_dataset(tmp_path / "gold", {"a.png": regions})
 
 
-def test_prompted_regions_are_paired_by_number_and_a_missing_one_is_wrong(tmp_path, gold):
+def test_regions_of_one_prompt_are_paired_by_mask_and_a_missing_one_is_wrong(tmp_path, gold):
     label = ("label", "en")
     found = [region(0, HALF_OF_LEFT, {label: "red ring"}), region(1, RIGHT, {label: "Blue ring"})]
     report = evaluate(write_dataset(tmp_path / "found", {"a.png": found}), gold)
@@ -90,17 +47,18 @@ def test_regions_of_a_whole_image_are_paired_by_mask_best_first(tmp_path, gold):
     report = evaluate(write_dataset(tmp_path / "found", {"a.png": found}), gold)
     assert report["masks"]["mean_iou"] == pytest.approx(2 / 3)
     assert report["extra_regions"] == 1
-    assert report["texts"]["label_en"]["count"] == 2  # the third object has no mask above the threshold, so nothing was said of it
-    assert report["texts"]["label_en"]["exact_match"] == 1
+    assert (report["missing_objects"], report["texts"]["label_en"]["missing"]) == (1, 1)
+    assert report["texts"]["label_en"]["count"] == 3
+    assert report["texts"]["label_en"]["exact_match"] == pytest.approx(2 / 3)
 
 
-def test_an_image_in_which_nothing_was_found_costs_masks_and_no_texts(tmp_path):
+def test_an_image_in_which_nothing_was_found_costs_masks_and_texts(tmp_path):
     label = ("label", "en")
     gold = write_dataset(tmp_path / "gold", {name: [region(0, LEFT, {label: "red circle"})] for name in ("a.png", "b.png")})
     found = {"a.png": [region(0, LEFT, {label: "red circle"}, "everything")], "b.png": []}
     report = evaluate(write_dataset(tmp_path / "found", found), gold)
     assert report["masks"]["mean_iou"] == 0.5
-    assert (report["texts"]["label_en"]["count"], report["texts"]["label_en"]["exact_match"]) == (1, 1)
+    assert (report["texts"]["label_en"]["count"], report["texts"]["label_en"]["exact_match"]) == (2, 0.5)
 
 
 def test_a_text_that_was_not_asked_for_is_not_measured(tmp_path, gold):
@@ -135,12 +93,6 @@ def test_gold_may_be_a_coco_or_lvis_file(tmp_path):
         assert report["texts"]["label_en"]["exact_match"] == 0.5
         assert report["texts"]["caption_en"]["count"] == 1
         assert report["texts"]["caption_en"]["exact_match"] == 1
-
-
-def track(index, masks, caption):
-    frames = [TrackFrame(index, n, n / 2, mask if mask is None else encode_mask(mask), None, 1.0, 1.0) for n, mask in enumerate(masks)]
-    event = Event(0.0, 1.0, 0, 1, texts={"en": Text(caption, None, "stop", 1)})
-    return Track(index, {0: Prompt(box=(0, 0, 5, 5))}, frames, track_id=track_id_of("v" * 20, index), events=[event])
 
 
 def test_clips_are_measured_over_the_frames_that_show_the_object(tmp_path):

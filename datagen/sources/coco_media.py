@@ -1,0 +1,158 @@
+"""Where the pictures of a COCO file are: tools write names for their own machine, and folders are moved.
+
+Tried in this order: the name as it stands; with `/` for Windows' `\\`; the last two parts of a URL or of another machine's path, then
+the last alone, unless two names of the file end so. Each below `source.media_root` where the job sets it. Else beside the file; then,
+when the file lies in a folder such as `annotations`, beside that folder; and last, where only one of the folders there has it, in that.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from datagen.errors import SourceError
+from datagen.job import S3Options
+from datagen.remote import is_remote, joined, version_of
+from datagen.sources.coco_document import CocoImage
+from datagen.sources.uris import Roots
+
+_WINDOWS = re.compile(r"^[A-Za-z]:[\\/]|^\\\\")
+_URL = re.compile(r"^https?://[^/]*/", re.IGNORECASE)
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+_BESIDE_PICTURES = re.compile(r"ann|label|json|gt|coco|lvis|meta", re.IGNORECASE)
+_MOST_FOLDERS = 200
+
+
+class NotThere(Exception):
+    """A picture is not where it should be. uri: where it was looked for first."""
+
+    def __init__(self, uri: str, message: str) -> None:
+        super().__init__(message)
+        self.uri, self.message = uri, message
+
+
+@dataclass(slots=True)
+class MediaFinder:
+    """Finds the pictures of one file. Names of folders' files are read once per folder and kept."""
+
+    roots: Roots
+    s3: S3Options
+    images: Sequence[CocoImage]
+    _ends_of: dict[str, set[str]] = field(default_factory=dict)
+    _files: dict[str, frozenset[str]] = field(default_factory=dict)
+    _folders: list[str] | None = None
+    _layout: tuple[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        """Note how many names end alike."""
+        for image in self.images:
+            for name in (image.text("file_name"), image.text("coco_url")):
+                for end in _ends(name):
+                    self._ends_of.setdefault(end, set()).add(name)
+
+    def find(self, image: CocoImage) -> str:
+        """The URI as a manifest would have it, empty when the entry names no file. Raises NotThere."""
+        given, url = image.text("file_name"), image.text("coco_url")
+        if not given and not url:
+            return ""
+        ends = [end for name in (given, url) for end in _ends(name) if len(self._ends_of[end]) == 1]
+        names = list(dict.fromkeys([*_spellings(given), *ends]))
+        if not names:
+            return given or url  # what is to be used as it stands, or cannot be used, which Roots says
+        if is_remote(self.roots.root):
+            return self._in_bucket(names)
+        if not self.roots.local_allowed:
+            return names[0]
+        for root in self._near():
+            for name in names:
+                if self._is_there(root, name):
+                    return os.path.join(root, name)
+        return self._only_one(names, given or url)
+
+    def _near(self) -> list[str]:
+        root = self.roots.root
+        if self.roots.confined or not _BESIDE_PICTURES.search(posixpath.basename(root)):
+            return [root]
+        return [root, posixpath.dirname(root)]
+
+    def _only_one(self, names: Sequence[str], given: str) -> str:
+        """In a folder below; refused where several have it."""
+        first = os.path.join(self.roots.root, names[0])
+        for name in names:
+            found = [folder for folder in self._below() if self._is_there(folder, name)]
+            if len(found) > 1:
+                raise NotThere(
+                    first,
+                    f"{given!r} is in {found[0]} and in {found[1]}; set source.media_root to the folder that the file's names start from",
+                )
+            if found:
+                return os.path.join(found[0], name)
+        where = " or ".join(self._near())
+        raise NotThere(
+            first, f"there is no file {given!r} in {where}; set source.media_root to the folder that the file's names start from"
+        )
+
+    def _below(self) -> list[str]:
+        if self._folders is None:
+            self._folders = [folder for root in self._near() for folder in _folders_in(root)]
+        return self._folders
+
+    def _is_there(self, root: str, name: str) -> bool:
+        folder, _, base = os.path.join(root, name).rpartition("/")
+        if folder not in self._files:
+            try:
+                self._files[folder] = frozenset(os.listdir(folder or "/"))
+            except (OSError, ValueError):
+                self._files[folder] = frozenset()
+        return base in self._files[folder]
+
+    def _in_bucket(self, names: Sequence[str]) -> str:
+        """A layout that holds for the first picture is taken for all: every look into a bucket is a request."""
+        if self._layout is None:
+            tries = [(root, place, name) for root in self._near() for place, name in enumerate(names)]
+            found = next(((root, place) for root, place, name in tries if len(tries) == 1 or self._is_stored(root, name)), None)
+            self._layout = found or (self.roots.root, 0)
+        root, place = self._layout
+        return joined(root, names[min(place, len(names) - 1)])
+
+    def _is_stored(self, root: str, name: str) -> bool:
+        try:
+            return version_of(joined(root, name), self.s3) != ""
+        except SourceError:
+            return False
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """Relative paths that a name is; none for one that is absolute or of elsewhere."""
+    if name and not (name.startswith("/") or _SCHEME.match(name) or _WINDOWS.match(name)):
+        yield name
+        if "\\" in name:
+            yield posixpath.normpath(name.replace("\\", "/"))
+
+
+def _ends(name: str) -> Iterator[str]:
+    """What may be left of a name that begins on another machine: of a URL, or of a path on Windows."""
+    if _URL.match(name):
+        yield from _tails(_URL.sub("", name).partition("?")[0].partition("#")[0])
+    elif _WINDOWS.match(name):
+        yield from _tails(name.replace("\\", "/"))
+
+
+def _tails(path: str) -> Iterator[str]:
+    parts = [part for part in path.split("/") if part and part != ".." and not part.endswith(":")]
+    if len(parts) > 1:
+        yield "/".join(parts[-2:])
+    if parts:
+        yield parts[-1]
+
+
+def _folders_in(root: str) -> list[str]:
+    try:
+        with os.scandir(root) as entries:
+            found = sorted(entry.path for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except OSError:
+        return []
+    return found if len(found) <= _MOST_FOLDERS else []
