@@ -11,7 +11,7 @@ from datagen.ids import asset_id_of
 from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset, Failure, Prompt
 from datagen.sources.coco_document import CROWD, CocoAnnotation, CocoImage, Document, read_document
-from datagen.sources.coco_media import MediaFinder, NotThere
+from datagen.sources.coco_media import MediaFinder, Place
 from datagen.sources.rows import RowReader, absolute
 from datagen.sources.uris import uri_of
 from datagen.sources.values import plain
@@ -60,11 +60,7 @@ class CocoSource:
         finder = MediaFinder(self._reader.roots, self._s3, self._document.images)
         files: dict[str, tuple[str, list[CocoImage], str]] = {}
         for image in self._document.images:
-            missing = ""
-            try:
-                uri = "" if image.problem else finder.find(image)
-            except NotThere as error:
-                uri, missing = error.uri, error.message
+            uri, missing = Place("") if image.problem else finder.find(image)
             # Joined by what the URI names: `./a.jpg` is `a.jpg`.
             files.setdefault(self._resolved(uri) or f"#{image.place}", (uri, [], missing))[1].append(image)
         yield from files.values()

@@ -12,6 +12,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from datagen.errors import SourceError
 from datagen.job import S3Options
@@ -26,12 +27,11 @@ _BESIDE_PICTURES = re.compile(r"ann|label|json|gt|coco|lvis|meta", re.IGNORECASE
 _MOST_FOLDERS = 200
 
 
-class NotThere(Exception):
-    """A picture is not where it should be. uri: where it was looked for first."""
+class Place(NamedTuple):
+    """Where a picture is, as a manifest would write it, empty when its entry names no file. missing: why it is not there."""
 
-    def __init__(self, uri: str, message: str) -> None:
-        super().__init__(message)
-        self.uri, self.message = uri, message
+    uri: str
+    missing: str = ""
 
 
 @dataclass(slots=True)
@@ -53,23 +53,23 @@ class MediaFinder:
                 for end in _ends(name):
                     self._ends_of.setdefault(end, set()).add(name)
 
-    def find(self, image: CocoImage) -> str:
-        """The URI as a manifest would have it, empty when the entry names no file. Raises NotThere."""
+    def find(self, image: CocoImage) -> Place:
+        """Where an image's picture is."""
         given, url = image.text("file_name"), image.text("coco_url")
         if not given and not url:
-            return ""
+            return Place("")
         ends = [end for name in (given, url) for end in _ends(name) if len(self._ends_of[end]) == 1]
         names = list(dict.fromkeys([*_spellings(given), *ends]))
         if not names:
-            return given or url  # what is to be used as it stands, or cannot be used, which Roots says
+            return Place(given or url)  # what is to be used as it stands, or cannot be used, which Roots says
         if is_remote(self.roots.root):
-            return self._in_bucket(names)
+            return Place(self._in_bucket(names))
         if not self.roots.local_allowed:
-            return names[0]
+            return Place(names[0])
         for root in self._near():
             for name in names:
                 if self._is_there(root, name):
-                    return os.path.join(root, name)
+                    return Place(os.path.join(root, name))
         return self._only_one(names, given or url)
 
     def _near(self) -> list[str]:
@@ -78,22 +78,16 @@ class MediaFinder:
             return [root]
         return [root, posixpath.dirname(root)]
 
-    def _only_one(self, names: Sequence[str], given: str) -> str:
-        """In a folder below; refused where several have it."""
-        first = os.path.join(self.roots.root, names[0])
+    def _only_one(self, names: Sequence[str], given: str) -> Place:
+        """In a folder below; in none where several have it."""
+        first, option = os.path.join(self.roots.root, names[0]), "set source.media_root to the folder that the file's names start from"
         for name in names:
             found = [folder for folder in self._below() if self._is_there(folder, name)]
             if len(found) > 1:
-                raise NotThere(
-                    first,
-                    f"{given!r} is in {found[0]} and in {found[1]}; set source.media_root to the folder that the file's names start from",
-                )
+                return Place(first, f"{given!r} is in {found[0]} and in {found[1]}; {option}")
             if found:
-                return os.path.join(found[0], name)
-        where = " or ".join(self._near())
-        raise NotThere(
-            first, f"there is no file {given!r} in {where}; set source.media_root to the folder that the file's names start from"
-        )
+                return Place(os.path.join(found[0], name))
+        return Place(first, f"there is no file {given!r} in {' or '.join(self._near())}; {option}")
 
     def _below(self) -> list[str]:
         if self._folders is None:
