@@ -89,5 +89,5 @@ def test_semantic_similarity_is_the_best_cosine_and_embeds_each_sentence_once():
 
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
-    with pytest.raises(JobError, match=r"pip install 'datagen\[similarity\]'"):
+    with pytest.raises(JobError, match="pip install sentence-transformers"):
         load_embedder("sentence-transformers/all-MiniLM-L6-v2")
