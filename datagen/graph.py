@@ -4,7 +4,7 @@ An image is one sample all the way. A video becomes one sample per clip: its per
 decoding child of its own, because a video's frames are too many to travel.
 
 Ray Data streams the steps, or the same step functions are called in this process. Both yield staged parts, which only the driver
-publishes. This file, ledger.py and metrics.py are the only ones that know Ray.
+publishes. Only this file, ledger.py, metrics.py and workers.py know Ray.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,29 +27,37 @@ from datagen.assemble import assemble, region_row, track_row
 from datagen.blocks import Waiting, chunks, from_table, to_table
 from datagen.decode import make_decode_step, make_video_reader
 from datagen.describe import make_describe_step
-from datagen.errors import ClusterError
+from datagen.errors import ClusterError, JobError
 from datagen.events import log_event
 from datagen.faults import fault_point
-from datagen.guard import ClipStep, Guarded, GuardedClips, Step, leave, split_suspects
+from datagen.guard import AnyStep, ClipStep, Guarded, GuardedClips, Step, leave, split_suspects
 from datagen.interrupts import handlers_kept
 from datagen.job import Job, Pool
+from datagen.landmarks import Landmark, Landmarks, look_for
 from datagen.ledger import Ledger, LedgerClient, LocalLedger, RayLedger
+from datagen.patience import in_short
 from datagen.perceive import make_perceive_step, make_video_step
 from datagen.records import Sample
+from datagen.room import pools
+from datagen.workers import Overseer, let_executors_end, refuse_crowd, tables_of
 from datagen.write import StagedPart, Store, open_store, stage_clip, stage_part
 
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy, Dataset
 
 
+_LAST_WORDS_S = 10.0
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What a run needs to know everywhere: the job, where it writes, who it is, and the model's image size in pixels."""
+    """What a run needs to know everywhere: the job, where it writes, who it is, the model's image size in pixels, what is to be seen."""
 
     job: Job
     output: str
     run_id: str
     image_size: int
+    landmarks: Landmarks = field(default_factory=Landmarks)
 
     @property
     def store(self) -> Store:
@@ -59,17 +67,25 @@ class Plan:
 
 def step_factories(plan: Plan, ledger: LedgerClient) -> dict[str, Callable[[], Step]]:
     """The steps that live in long-lived workers, in order. What happens to them is told to the ledger."""
+    media, weights = plan.landmarks.media, plan.landmarks.weights
     return {
-        "decode": partial(make_decode_step, plan.job, plan.image_size),
-        "perceive": partial(make_perceive_step, plan.job, partial(note_to, ledger, "perceive")),
-        "describe": partial(make_describe_step, plan.job, partial(note_to, ledger, "describe")),
+        "decode": partial(_where, media, partial(make_decode_step, plan.job, plan.image_size)),
+        "perceive": partial(_where, weights, partial(make_perceive_step, plan.job, partial(note_to, ledger, "perceive"))),
+        "describe": partial(_where, weights, partial(make_describe_step, plan.job, partial(note_to, ledger, "describe"))),
     }
 
 
 def clip_step_factory(plan: Plan, ledger: LedgerClient) -> Callable[[], ClipStep]:
     """The perceive step of videos, which decodes them, too."""
-    make_reader = partial(make_video_reader, plan.job)
-    return partial(make_video_step, plan.job, plan.image_size, make_reader, partial(note_to, ledger, "perceive"))
+    make_reader, seen = partial(make_video_reader, plan.job), plan.landmarks
+    make = partial(make_video_step, plan.job, plan.image_size, make_reader, partial(note_to, ledger, "perceive"))
+    return partial(_where, (*seen.media, *seen.weights, *seen.output), make)
+
+
+def _where(landmarks: Sequence[Landmark], make: Callable[[], AnyStep]) -> AnyStep:
+    """A step, in a worker that sees what the driver sees. Raises JobError elsewhere."""
+    look_for(landmarks)
+    return make()
 
 
 def note_to(ledger: LedgerClient, step: str, event: str, message: str, *, level: int = logging.INFO, **facts: Any) -> None:
@@ -107,9 +123,12 @@ def started(plan: Plan) -> Iterator[LedgerClient]:
 
     ours = start_ray(plan.job)
     try:
+        if not plan.job.run.ray_address:
+            refuse_crowd(plan.job)
         yield RayLedger.start(plan.store, plan.job.run.crash_tries, plan.run_id)
     finally:
         if ours:
+            let_executors_end()
             ray.shutdown()
 
 
@@ -213,38 +232,6 @@ def _embedded_cpus(job: Job) -> int:
     return job.run.num_cpus or max(os.cpu_count() or 1, 6)
 
 
-def pools(job: Job, cluster: dict[str, float]) -> dict[str, Pool]:
-    """Workers per step: what the job says, completed by what the cluster has (`CPU`, `GPU` counts as Ray reports them)."""
-    cpus, gpus = cluster.get("CPU", 1.0), int(cluster.get("GPU", 0))
-    uses_gpu = gpus > 0
-    models = max(1, gpus) if uses_gpu else max(1, int(cpus) // 8)
-    # Without a GPU a worker computes with as many threads as it has CPUs, and the language model has the most to do.
-    threads = 1 if uses_gpu else max(1, int((cpus / models - 2) * 2 / 3))
-    # A share decides only who fits beside whom: more than half, so that two perceive workers never meet on a GPU whose describe worker
-    # then finds room nowhere. How much memory the language model takes is describe.gpu_memory_fraction.
-    on_gpu = {
-        "perceive": 0.51 * (uses_gpu and job.perceive.engine == "pam"),
-        "describe": 0.49 * (uses_gpu and job.describe.engine != "fake"),
-    }
-    wanted = {
-        "decode": Pool(num_cpus=0.5, num_gpus=0, min_workers=1, max_workers=max(1, int(cpus - 2) // 2)),
-        "perceive": Pool(num_cpus=max(1, threads // 2), num_gpus=on_gpu["perceive"], min_workers=models, max_workers=models),
-        "describe": Pool(num_cpus=threads, num_gpus=on_gpu["describe"], min_workers=models, max_workers=models),
-        "write": Pool(num_cpus=0.25, num_gpus=0, min_workers=1, max_workers=max(2, int(cpus) // 4)),
-    }
-    given = {"decode": job.decode.pool, "perceive": job.perceive.pool, "describe": job.describe.pool, "write": job.write.pool}
-    return {step: _complete(given[step], default) for step, default in wanted.items()}
-
-
-def _complete(given: Pool, default: Pool) -> Pool:
-    values = default.model_dump() | given.model_dump(exclude_none=True)
-    if given.max_workers and not given.min_workers:
-        values["min_workers"] = min(values["min_workers"], given.max_workers)
-    if given.min_workers and not given.max_workers:
-        values["max_workers"] = max(values["max_workers"], given.min_workers)
-    return Pool(**values)
-
-
 def _images_on_ray(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[StagedPart]:
     import ray
 
@@ -301,11 +288,16 @@ def _staged(plan: Plan, ledger: LedgerClient, dataset: Dataset, pool: Pool) -> I
         compute=ray.data.TaskPoolStrategy(pool.max_workers),
         num_cpus=pool.num_cpus,
     )
+    overseer = Overseer(plan.job.run, ledger)
     try:
-        for row in staged.iter_rows():
-            yield pickle.loads(row["staged"])  # noqa: S301 (from a write task of this run)
+        with overseer.watching():
+            bundles = overseer.wait_for(staged.iter_internal_ref_bundles)
+            while (bundle := overseer.wait_for(partial(next, bundles, None))) is not None:
+                for table in overseer.wait_for(partial(tables_of, bundle)):
+                    yield from map(pickle.loads, table["staged"].to_pylist())
     except ray.exceptions.RayError as error:
-        raise ledger.ask("fatal") or ClusterError(f"Ray gave up: {error}. Rerun the same command to resume.") from error
+        fatal = ledger.ask_within(_LAST_WORDS_S, "fatal")
+        raise fatal or ClusterError(f"Ray gave up: {in_short(str(error)).rstrip('.')}. Rerun the same command to resume.") from error
 
 
 def _strategy(pool: Pool, concurrent: int) -> ActorPoolStrategy:
@@ -373,6 +365,11 @@ _WORKERS = {"decode": DecodeWorker, "perceive": PerceiveWorker, "clips": ClipsWo
 def stage_table(plan: Plan, ledger: LedgerClient, table: pa.Table) -> pa.Table:
     """The write step as Ray Data calls it: a table of finished samples in, one small record per staged part out."""
     started = time.monotonic()
+    try:
+        look_for(plan.landmarks.output)
+    except JobError as error:
+        ledger.ask("stop", error)
+        raise
     samples = [sample for sample in from_table(table) if not sample.left]
     groups = split_suspects("write", ledger, samples, plan.job.run.crash_tries) if samples else []
     staged = [pickle.dumps(part) for group in groups for part in stage(plan, group)]

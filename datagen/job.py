@@ -243,6 +243,13 @@ class RunOptions(Options):
     assets_per_wave: Positive = Field(250_000, description="assets handed to Ray at once; bounds the driver's memory")
     max_failed_fraction: Fraction = Field(1.0, description="exit 1 when more assets than this share failed")
     retry_failed: int = Field(0, ge=0, description="failed assets are tried again in up to this many further runs, then left")
+    deaths_timeout_s: float = Field(
+        90.0, gt=0, description="workers may die again and again for this long while nothing gets done; then the run ends, seconds"
+    )
+    workers_timeout_s: float = Field(
+        900.0, gt=0, description="a step may wait this long for a node with room for its first worker; then the run ends, seconds"
+    )
+    loading_timeout_s: float = Field(1800.0, gt=0, description="a worker may load its model for this long; then the run ends, seconds")
     crash_tries: Positive = Field(3, description="an asset that kills its worker this often becomes a failed row")
     seed: int = Field(0, description="recorded; greedy decoding does not use it")
     budget: BudgetOptions = BudgetOptions()

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from datagen.errors import ClusterError, DatagenError
 from datagen.metrics import Metrics, NoMetrics, RayMetrics, Recorder
+from datagen.patience import in_short
 from datagen.write import Store
 from datagen.write.crashes import read_crashes, write_crashes
 
@@ -42,6 +43,9 @@ class Ledger:
         self._alone: set[tuple[str, str]] = set()
         self._suspects: set[tuple[str, str]] = set()
         self._failed_setups: Counter[tuple[str, str]] = Counter()
+        self._loading: dict[tuple[str, str], float] = {}
+        self._ended = 0
+        self._waiting: str | None = None
         self._fatal: DatagenError | None = None
         self.counters: Counter[str] = Counter()
         self._spans: dict[str, list[float]] = {}
@@ -55,6 +59,7 @@ class Ledger:
         place: LedgerClient.place. Workers in other places may be loading at the same time, and are not dead.
         """
         self._failed_setups[step, place] += 1
+        self._loading[step, place] = time.monotonic()
         if self._failed_setups[step, place] > self._tries:
             message = f"the {step} worker died {self._tries} times while starting (out of memory?). The run's log has its last words."
             self._fatal = ClusterError(message)
@@ -63,6 +68,7 @@ class Ledger:
     def end_setup(self, step: str, place: str, seconds: float = 0.0) -> None:
         """The worker is up, and took this long to load."""
         del self._failed_setups[step, place]
+        self._loading.pop((step, place), None)
         self.counters[f"{step}_workers"] += 1
         self._recorder.started(step, seconds)
         self._note("worker_started", f"a {step} worker is up", step=step, seconds=round(seconds, 3))
@@ -94,6 +100,7 @@ class Ledger:
         """These samples went through, in this time; `passed` of them go on, and those fail: (step, error code)."""
         self._recorder.ended(step, seconds, passed, failures)
         self._spans[step][1] = time.time()
+        self._ended += len(work_ids)
         for work_id in work_ids:
             self._holder.pop((step, work_id), None)
             self._alone.discard((step, work_id))
@@ -148,6 +155,21 @@ class Ledger:
     def _note(self, event: str, message: str, level: int = logging.INFO, **facts: Any) -> None:
         self._events.append({"event": event, "message": message, "level": level, "at": time.time(), **facts})
 
+    def pulse(self) -> dict[str, Any]:
+        """What is going on, as arguments of patience.Pulse."""
+        now, loading = time.monotonic(), dict[str, float]()
+        for (step, _), since in self._loading.items():
+            loading[step] = max(loading.get(step, 0.0), now - since)
+        return {"finished": self._ended, "in_hand": len(self._holder), "loading": loading}
+
+    def wait(self, what: str | None) -> None:
+        """What the run waits for, in words, instead of going on; None: for nothing."""
+        self._waiting = what
+
+    def waiting(self) -> str | None:
+        """What the run waits for."""
+        return self._waiting
+
     def spans(self) -> dict[str, list[float]]:
         """Per step: when its first batch began and its latest ended, seconds since the epoch."""
         return self._spans
@@ -171,6 +193,9 @@ class LedgerClient(Protocol):
     def ask(self, method: str, *args: Any) -> Any:
         """Call a ledger method and wait."""
 
+    def ask_within(self, seconds: float, method: str, *args: Any) -> Any:
+        """Call a ledger method and wait for so long; None where it does not answer."""
+
     def tell(self, method: str, *args: Any) -> None:
         """Call a ledger method and go on."""
 
@@ -191,6 +216,10 @@ class LocalLedger:
         return getattr(self._ledger, method)(*args)
 
     tell = insist = ask
+
+    def ask_within(self, seconds: float, method: str, *args: Any) -> Any:
+        """Call a ledger method."""
+        return self.ask(method, *args)
 
 
 class RayLedger:
@@ -219,14 +248,25 @@ class RayLedger:
 
     def ask(self, method: str, *args: Any) -> Any:
         """Call a ledger method and wait for its answer. Its DatagenError comes back as itself."""
+        return self._asked(None, method, *args)
+
+    def ask_within(self, seconds: float, method: str, *args: Any) -> Any:
+        """Call a ledger method and wait for so long; None where it does not answer."""
+        return self._asked(seconds, method, *args)
+
+    def _asked(self, seconds: float | None, method: str, *args: Any) -> Any:
         import ray
 
         try:
-            return ray.get(getattr(self._handle, method).remote(*args))
+            return ray.get(getattr(self._handle, method).remote(*args), timeout=seconds)
+        except ray.exceptions.GetTimeoutError:
+            return None
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, DatagenError) else error) from None
         except ray.exceptions.RayError as error:
-            raise ClusterError(f"the run's ledger is gone ({error}); rerun the same command to resume") from error
+            raise ClusterError(
+                f"the run's ledger is gone: {in_short(str(error)).rstrip('.')}. Rerun the same command to resume."
+            ) from error
 
     def tell(self, method: str, *args: Any) -> None:
         """Call a ledger method without waiting."""

@@ -75,11 +75,29 @@ def _client(options: S3Options, pid: int) -> Any:
         retries={"mode": "standard", "total_max_attempts": 1},
         s3={"addressing_style": options.addressing},
         user_agent_extra=f"datagen/{__version__}",
+        **_as_chosen(options),
     )
     try:
-        return _session(options.profile, options.region, pid).client("s3", endpoint_url=options.endpoint_url, config=config)
+        made = _session(options.profile, options.region, pid).client("s3", endpoint_url=options.endpoint_url, config=config)
     except ValueError as error:
         raise StorageError(f"no client for S3: {error}. Check AWS_ENDPOINT_URL and s3.endpoint_url.") from error
+    if options.requester_pays:
+        made.meta.events.register("provide-client-params.s3", _requester_pays)
+    return made
+
+
+def _as_chosen(options: S3Options) -> dict[str, Any]:
+    from botocore import UNSIGNED
+
+    chosen: dict[str, Any] = {"signature_version": UNSIGNED} if options.anonymous else {}
+    if options.checksums is not None:
+        chosen |= {"request_checksum_calculation": options.checksums, "response_checksum_validation": options.checksums}
+    return chosen
+
+
+def _requester_pays(params: dict[str, Any], model: Any, **_: Any) -> dict[str, Any]:
+    """Every request that can say who pays says so."""
+    return {"RequestPayer": "requester", **params} if "RequestPayer" in model.input_shape.members else params
 
 
 @lru_cache(maxsize=16)
@@ -147,7 +165,7 @@ def explain(error: Exception, where: str, options: S3Options) -> FileNotFoundErr
     """What boto3 raised, as what a person can act on. StorageUnavailableError: trying again may help."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
-        return _explain_answer(response, where)
+        return _explain_answer(response, where, options)
     from botocore import exceptions as boto
     from urllib3.exceptions import HTTPError
 
@@ -160,14 +178,15 @@ def explain(error: Exception, where: str, options: S3Options) -> FileNotFoundErr
             f"{where}: no whole answer from {server} ({type(error).__name__}). Check the network; a rerun resumes."
         )
     if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError, boto.ProfileNotFound)):
-        ways = "set AWS_PROFILE or s3.profile, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
+        ways = "set AWS_PROFILE or s3.profile, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, give the machine a role, or, for a public "
+        ways += "bucket, set s3.anonymous: true"
         return StorageError(f"{where}: there are no credentials ({type(error).__name__}); {ways}", code="no_credentials")
     if isinstance(error, (boto.NoAuthTokenError, boto.TokenRetrievalError, boto.SSOError, boto.LoginError)):
         return StorageError(f"{where}: the login has expired; run `aws sso login` and start again", code="expired_credentials")
     return StorageError(f"{where}: {type(error).__name__}: {error}")
 
 
-def _explain_answer(response: dict[str, Any], where: str) -> FileNotFoundError | StorageError:
+def _explain_answer(response: dict[str, Any], where: str, options: S3Options) -> FileNotFoundError | StorageError:
     about = response.get("Error", {})
     code, status = str(about.get("Code", "")), response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     said = f"{where}: {about.get('Message') or 'no reason given'} ({code})"
@@ -179,7 +198,15 @@ def _explain_answer(response: dict[str, Any], where: str) -> FileNotFoundError |
         return FileNotFoundError(2, "there is no such object", where)
     if code in _DENIED:
         needed = "Reading needs s3:GetObject and s3:ListBucket, writing s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload too"
-        return StorageError(f"{said}. {needed}; see which identity is used: `aws sts get-caller-identity`.", code="access_denied")
+        if options.anonymous:
+            return StorageError(
+                f"{said}. s3.anonymous is set, so nobody in particular asks; leave it out to use credentials.", code="access_denied"
+            )
+        who = "see which identity is used: `aws sts get-caller-identity`"
+        pays = (
+            "" if options.requester_pays else ". For a bucket whose readers pay: s3.requester_pays: true; a public one: s3.anonymous: true"
+        )
+        return StorageError(f"{said}. {needed}; {who}{pays}.", code="access_denied")
     if code in _EXPIRED:
         return StorageError(f"{said}. Get new credentials and run the same command again.", code="expired_credentials")
     if code in _WRONG_KEYS:
@@ -196,9 +223,19 @@ def _explain_answer(response: dict[str, Any], where: str) -> FileNotFoundError |
         return StorageError(f"{said}. Set this machine's clock.", code="wrong_clock")
     if code == "InvalidObjectState":
         return StorageError(f"{said}. The object is archived; restore it first.", code="archived")
+    lacks_checksums = options.checksums != "when_required" and _may_lack_checksums(code, status, str(about.get("Message", "")))
+    hint = " An older store refuses the checksum headers that are sent by default: try s3.checksums: when_required." * lacks_checksums
     if code in ("NotImplemented", "501", "MethodNotAllowed"):
-        return StorageError(f"{said}. This store lacks a part of the S3 protocol.", code="not_supported")
-    return StorageError(said)
+        return StorageError(f"{said}. This store lacks a part of the S3 protocol.{hint}", code="not_supported")
+    return StorageError(f"{said}.{hint}" if hint else said)
+
+
+def _may_lack_checksums(code: str, status: int, message: str) -> bool:
+    """Stores that know no checksum headers or trailers say so in many ways."""
+    if code in ("NotImplemented", "501") or status == 501:
+        return True
+    said = f"{code} {message}".lower()
+    return any(word in said for word in ("checksum", "trailer", "x-amz-sdk", "aws-chunked", "contentsha256", "content-encoding", "digest"))
 
 
 def list_objects(options: S3Options, bucket: str, prefix: str, limit: int | None = None) -> Iterator[dict[str, Any]]:

@@ -25,6 +25,13 @@ class S3Options(Options):
     )
     region: str | None = Field(None, description="left out: AWS_REGION or the profile's")
     profile: str | None = Field(None, description="a profile of ~/.aws/config, on every node; left out: AWS_PROFILE or the default")
+    checksums: Literal["when_supported", "when_required"] | None = Field(
+        None,
+        description="checksum headers of requests and answers; `when_required` for a store that refuses them or sends none; left out: "
+        "AWS_REQUEST_CHECKSUM_CALCULATION and AWS_RESPONSE_CHECKSUM_VALIDATION, the profile's, or when_supported",
+    )
+    anonymous: bool = Field(False, description="sign nothing and use no credentials, for public buckets")
+    requester_pays: bool = Field(False, description="agree to pay for requests to buckets whose owner does not")
     timeout_s: float = Field(30.0, gt=0, description="a request without a sign of life for this long is repeated, seconds")
     patience_s: float = Field(300.0, ge=0, description="a store that is busy or out of reach is tried again for this long, seconds")
     lease_heartbeat_s: float = Field(5.0, gt=0, description="a run shows this often that it lives; a second run waits once that long")
@@ -39,6 +46,12 @@ class S3Options(Options):
         if parts.username or parts.password:
             raise PydanticCustomError("secret", "credentials do not belong in a URL; use the environment or a profile")
         return url
+
+    @model_validator(mode="after")
+    def _somebody_pays(self) -> S3Options:
+        if self.anonymous and self.requester_pays:
+            raise ValueError("anonymous and requester_pays exclude each other: nobody can be billed for a request that is not signed")
+        return self
 
     @model_validator(mode="after")
     def _lease_outlives_a_late_beat(self) -> S3Options:

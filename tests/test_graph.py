@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from datagen.blocks import Waiting, from_table, to_table
-from datagen.graph import pools
 from datagen.job import parse_job
 from datagen.records import Asset, RegionTokens, Sample
+from datagen.room import pools
 
 
 def test_a_sample_survives_the_trip_without_copying_its_arrays() -> None:

@@ -87,7 +87,11 @@ class RunProgress:
 
     def __call__(self, summary: RunSummary) -> None:
         """Show how far the run is."""
-        done, news, now = summary.counters.get("describe", 0) + summary.videos, self._news(summary.counters), time.monotonic()
+        done, news, now = (
+            summary.counters.get("describe", 0) + summary.videos,
+            summary.waiting or self._news(summary.counters),
+            time.monotonic(),
+        )
         if self._bar and self._task is not None:
             self._bar.update(self._task, total=summary.todo, completed=done, news=news)
         elif now - self._last >= PLAIN_EVERY_S and news != self._shown:
@@ -260,6 +264,8 @@ def print_status(console: Console, status: RunStatus) -> None:
     console.print(f"{escape(beat['run_id'])} {verdict}", soft_wrap=True)
     if beat["error"]:
         console.print(f"[red]{escape(beat['error']['code'])}[/red]: {escape(beat['error']['message'])}", soft_wrap=True)
+    if beat.get("waiting"):
+        console.print(f"[yellow]{escape(beat['waiting'])}[/yellow]", soft_wrap=True)
     assets = beat["assets"]
     total = assets["todo"] if assets["all_listed"] else f"{assets['todo']} or more (still listing)"
     steps = ", ".join(f"{step} {found['samples']}" for step, found in beat["steps"].items() if found["workers"])

@@ -20,8 +20,10 @@ from datagen.cluster.profile import Profile
 from datagen.errors import JobError
 from datagen.events import log_event
 from datagen.job import Job
+from datagen.landmarks import Landmarks
 from datagen.paths import settle_environment
 from datagen.records import Asset, Sample
+from datagen.room import pools
 from datagen.run.commit import Committer, Kind
 from datagen.run.distinct import Distinct
 from datagen.run.heartbeat import beating
@@ -91,7 +93,8 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen, a
                 committer = Committer(store, videos, job.write, summary)
                 kind_of = _Kinds(retries.again, known_uris(store) if job.source.reprocess_changed else None)
                 samples = _expected(chain([first], todo), committer, videos, kind_of)
-                plan = graph.Plan(job, output, record.run_id, image_size)
+                landmarks = Landmarks.of(job, store, record.run_id) if job.run.executor == "ray" else Landmarks()
+                plan = graph.Plan(job, output, record.run_id, image_size, landmarks)
                 stream(Running(plan, store, committer, summary, record, stop), samples, progress)
     return summary
 
@@ -150,7 +153,7 @@ def plan_job(job: Job, see: Callable[[Asset], None] = lambda asset: None, *, clu
     for _, asset in _todo(source, done.without(again), summary, None):
         see(asset)
     resources = cluster.resources() if cluster else graph.resources(job)
-    workers = fitted or graph.pools(job, resources)
+    workers = fitted or pools(job, resources)
     return {
         "input": source_input,
         "output": output,

@@ -93,6 +93,7 @@ class _Heart:
             "process": this_process(),
             "started_at": self._record.started_at,
             "state": state,
+            "waiting": self._summary.waiting if state == "running" else None,
             "error": error,
             **_numbers(self._summary, self._pace),
         }

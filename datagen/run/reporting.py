@@ -68,6 +68,7 @@ def polling(ledger: LedgerClient, summary: RunSummary, progress: Progress) -> It
             last = stop.wait(POLL_S)
             try:
                 summary.counters, summary.spans = ledger.ask("progress", summary.states()), ledger.ask("spans")
+                summary.waiting = ledger.ask("waiting")
                 for event in ledger.ask("events"):
                     log_event(**event)
             except ClusterError:  # the run itself is about to say so

@@ -27,6 +27,7 @@ class RunSummary:
 
     interrupted: by Ctrl-C or SIGTERM. stopped: what ended the run early in good order, in words. gpu_hours: of all GPUs of the machine or
     cluster since the run's start; cost: at run.budget.gpu_hour_price, None without one.
+    waiting: what the run waits for instead of going on, in words.
     estimate: what `datagen plan --sample` had foretold for as many assets, and how far off it was; None where there was none.
     """
 
@@ -52,6 +53,7 @@ class RunSummary:
     seconds: float = 0.0
     interrupted: bool = False
     stopped: str | None = None
+    waiting: str | None = None
     gpu_hours: float = 0.0
     cost: float | None = None
     estimate: dict[str, Any] | None = None

@@ -142,10 +142,17 @@ class S3Store:
             raise WriteError(f"refusing to delete the whole dataset {self.uri}")
         paths = (path for path, _ in self.list(prefix))
         while some := list(islice(paths, _DELETED_AT_ONCE)):
-            request = {"Bucket": self._bucket, "Delete": {"Objects": [{"Key": self._key(path)} for path in some], "Quiet": True}}
-            answer = patiently(self._options, self._where(prefix), partial(_delete_objects, request))
-            for error in answer.get("Errors", ()):  # the store took the request, and not this object
-                self.delete(self._path(error["Key"]))
+            objects = [{"Key": self._key(path)} for path in some]
+            request = {"Bucket": self._bucket, "Delete": {"Objects": objects, "Quiet": True}}
+            try:
+                answer = patiently(self._options, self._where(prefix), partial(_delete_objects, request))
+            except StorageError as error:
+                if error.code != "not_supported":
+                    raise
+                # This request has a checksum whatever s3.checksums says, and older stores refuse it.
+                answer = {"Errors": objects}
+            for left in answer.get("Errors", ()):  # the store took the request, and not this object
+                self.delete(self._path(left["Key"]))
 
     def clean(self) -> Sequence[str]:
         """Abort unfinished uploads below the prefix: they are invisible, and billed."""

@@ -25,6 +25,7 @@ SHARED = (
     "metrics",
     "pam",
     "paths",
+    "patience",
     "processes",
     "ranges",
     "records",
@@ -55,9 +56,9 @@ def files_importing(*libraries):
     return {file for file in FILES if any(name.split(".")[0] in libraries for name in imports_of(file))}
 
 
-def test_only_the_graph_the_ledger_its_metrics_and_the_job_client_know_ray():
+def test_only_the_graph_the_ledger_its_metrics_the_overseer_and_the_job_client_know_ray():
     # What submits a job talks to a job server; it runs nothing itself.
-    assert files_importing("ray") == {"graph.py", "ledger.py", "metrics.py", "cluster/jobs.py"}
+    assert files_importing("ray") == {"graph.py", "ledger.py", "metrics.py", "workers.py", "cluster/jobs.py"}
 
 
 def test_one_file_knows_vllm():
