@@ -14,6 +14,7 @@ STOPPED = 5
 INTERRUPTED = 130
 
 _sigterm_calls: list[Callable[[], None]] = []
+_told_of_sigterm: list[Callable[[], None]] = []
 
 
 def sigterm_is_ctrl_c() -> None:
@@ -29,6 +30,16 @@ def sigterm_calls(function: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _sigterm_calls.remove(function)
+
+
+@contextmanager
+def sigterm_tells(function: Callable[[], None]) -> Iterator[None]:
+    """Meanwhile this is called first whenever Python hears of SIGTERM, whatever it does then."""
+    _told_of_sigterm.append(function)
+    try:
+        yield
+    finally:
+        _told_of_sigterm.remove(function)
 
 
 def as_ctrl_c(frame: FrameType | None = None) -> None:
@@ -51,6 +62,8 @@ def is_command() -> bool:
 
 
 def _on_sigterm(_: int, frame: FrameType | None) -> None:
+    for tell in _told_of_sigterm:
+        tell()
     if _sigterm_calls:
         _sigterm_calls[-1]()
     else:

@@ -6,12 +6,18 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from datagen.budget import BudgetOptions, Spending
 from datagen.interrupts import handlers_kept, held_back, sigterm_is_ctrl_c
+from datagen.ledger import Ledger, LocalLedger
+from datagen.run.stopping import Stop
+from datagen.run.summary import RunSummary
+from datagen.write import open_store
 
 
 def test_ctrl_c_waits_for_the_end_of_what_must_stay_whole() -> None:
@@ -129,3 +135,30 @@ def test_a_run_that_does_not_end_when_told_to_is_left(deadline: str, code: int, 
     out, err = run.communicate(timeout=60)
     assert (run.returncode, out) == (code, "told\n")
     assert "what is committed stays" in err
+
+
+class Flights(RunSummary):
+    """A summary that says how much is in flight, and counts how often it was asked."""
+
+    def __init__(self, flying: int) -> None:
+        super().__init__("r", "")
+        self.flying, self.asked = flying, 0
+
+    def in_flight(self) -> int:
+        self.asked += 1
+        return self.flying
+
+
+def test_a_run_that_is_drained_does_not_wait_for_the_end_of_its_grace(sigterm: None, tmp_path: Path) -> None:
+    """Two looks at an empty pipeline are not enough, as the driver hears late of what workers do; a second of them is."""
+    stop, summary = Stop(Spending(BudgetOptions()), grace_s=3600), Flights(flying=1)
+    ledger, started = LocalLedger(Ledger(open_store(str(tmp_path)), 3)), time.monotonic()
+    with pytest.raises(KeyboardInterrupt), stop.leaving(), stop.watching(ledger, summary, lambda: 0.0):
+        signal.raise_signal(signal.SIGTERM)
+        while summary.asked < 15:  # three seconds of looks
+            time.sleep(0.05)
+        assert ledger.ask("draining")
+        summary.flying, summary.asked = 0, 0
+        while time.monotonic() < started + 600:
+            time.sleep(0.05)
+    assert 3 <= summary.asked <= 20

@@ -70,9 +70,15 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen, a
     """
     job = job.located()
     settle_environment()
+    required(job)
+    stop = Stop(Spending(job.run.budget), job.run.grace_s)
+    with stop.guarded():
+        return _run(job, stop, limit, screen, assets)
+
+
+def _run(job: Job, stop: Stop, limit: int | None, screen: Screen, assets: Sequence[Asset] | None) -> RunSummary:
     source_input, output = required(job)
     source = open_source(job.source, job.s3) if assets is None else _Given(assets)
-    stop = Stop(Spending(job.run.budget), job.run.grace_s)
     model = _resolve(job)
     store = open_store(output, job.s3)
     record = RunRecord.new(job)
