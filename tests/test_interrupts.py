@@ -153,7 +153,7 @@ def test_a_run_that_is_drained_does_not_wait_for_the_end_of_its_grace(sigterm: N
     """Two looks at an empty pipeline are not enough, as the driver hears late of what workers do; a second of them is."""
     stop, summary = Stop(Spending(BudgetOptions()), grace_s=3600), Flights(flying=1)
     ledger, started = LocalLedger(Ledger(open_store(str(tmp_path)), 3)), time.monotonic()
-    with pytest.raises(KeyboardInterrupt), stop.leaving(), stop.watching(ledger, summary, lambda: 0.0):
+    with pytest.raises(KeyboardInterrupt), stop.leaving(), stop.watching(ledger, summary, lambda: 0.0):  # noqa: PT012
         signal.raise_signal(signal.SIGTERM)
         while summary.asked < 15:  # three seconds of looks
             time.sleep(0.05)
