@@ -16,6 +16,7 @@ from datagen.errors import JobError
 from datagen.options import Options
 
 _DURATION = re.compile(r"(?:(?P<days>[\d.]+)d)?(?:(?P<hours>[\d.]+)h)?(?:(?P<minutes>[\d.]+)m(?:in)?)?(?:(?P<seconds>[\d.]+)s)?")
+_CLOCK = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])(?::[0-5][0-9])?")
 _COUNT_EVERY_S = 10.0
 _clock = time.monotonic
 
@@ -39,7 +40,9 @@ class BudgetOptions(Options):
     @field_validator("deadline", mode="before")
     @classmethod
     def _as_text(cls, value: object) -> object:
-        return value.isoformat() if isinstance(value, date) else value  # YAML has times of its own
+        if isinstance(value, (int, float)):
+            raise ValueError(f"{value} has no unit; write a duration such as 90m, 1h30m or {value}s, or a time such as 2026-11-26T06:00")
+        return value.isoformat() if isinstance(value, date) else value
 
     @field_validator("deadline")
     @classmethod
@@ -64,7 +67,11 @@ def deadline_of(text: str, started: datetime) -> datetime:
         when = datetime.fromisoformat(text)
     except (ValueError, OverflowError) as error:
         allowed = "a time such as 2026-11-26T06:00 or 2026-11-26T06:00+01:00, or a duration such as 2h, 90m or 1h30m"
-        raise ValueError(f"it is neither a time nor a duration; write {allowed}") from error
+        if clock := _CLOCK.fullmatch(text.strip()):
+            hours, minutes = clock.groups()
+            allowed = f"the day, too: 2026-11-26T{int(hours):02}:{minutes}; or a duration: {int(hours)}h{minutes}m"
+            raise ValueError(f"{text!r} may be a time of some day or a duration; write {allowed}") from error
+        raise ValueError(f"{text!r} is neither a time nor a duration; write {allowed}") from error
     return when.astimezone()
 
 

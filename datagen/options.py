@@ -19,12 +19,44 @@ _MAX_DEPTH = 64
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only, and `1e-6` is a number, as in YAML 1.2."""
+    """Plain data only, read as YAML 1.2 does: `1e-6` is a number, 22:30, no, off, yes and 2026-11-26 are text as they stand.
+
+    YAML 1.1, which PyYAML follows, makes 1350, false and a date of them. A field that is yes or no takes these words all the same.
+    """
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
-)
+_TAG = "tag:yaml.org,2002:"
+_OCTAL = "!leading-zero"
+_DIGIT = list("-+0123456789")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(_TAG) not in ("bool", "int", "float", "timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, _pattern, _first in (
+    (f"{_TAG}bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    (f"{_TAG}int", r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)", _DIGIT),
+    (_OCTAL, r"[-+]?0(?:[0-9_]+|o[0-7_]+)", _DIGIT),
+    (f"{_TAG}float", r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?", [*_DIGIT, "."]),
+    (f"{_TAG}float", r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+", _DIGIT),
+    (f"{_TAG}float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
+):
+    _Loader.add_implicit_resolver(_kind, re.compile(f"(?:{_pattern})$"), _first)
+
+
+def _refuse_octal(loader: _Loader, node: yaml.ScalarNode) -> None:
+    line, text = node.start_mark.line + 1, node.value
+    message = f"{text} begins with a zero, which is octal to some readers of YAML and not to others; leave the zero out, or quote a text"
+    raise _RefusedError(line, message)
+
+
+class _RefusedError(Exception):
+    """What is YAML, and is not taken. line: from 1."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(f"line {line}: {message}")
+
+
+_Loader.add_constructor(_OCTAL, _refuse_octal)
 
 
 class Options(BaseModel):
@@ -49,7 +81,10 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
         loader = _Loader(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
         node = loader.get_single_node()
         _bound(node, {}, 0)
+        _refuse_repeated(node)
         return None if node is None else loader.construct_document(node)
+    except _RefusedError as error:
+        raise JobError(f"{where}, {error}") from error
     except Exception as error:  # beside its own errors PyYAML raises those of whatever a tag or a number was given to
         raise JobError(f"{where} is not YAML: {error or type(error).__name__}") from error
     finally:
@@ -68,3 +103,27 @@ def _bound(node: Any, sizes: dict[int, int], depth: int) -> int:
     if sizes[id(node)] > _MAX_NODES:
         raise ValueError(f"with its aliases filled in it has more than {_MAX_NODES} entries")
     return sizes[id(node)]
+
+
+def _refuse_repeated(root: Any) -> None:
+    """Raises _RefusedError where a mapping has one key twice: YAML would take the last and say nothing."""
+    seen: set[int] = set()
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+            continue
+        lines: dict[Any, int] = {}
+        for key, value in node.value:
+            waiting.append(value)
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                message = f"the key `{key.value}` stands there for the second time, first in line {lines[key.value]}; put both together"
+                raise _RefusedError(line, message)
+            lines[key.value] = line
