@@ -53,6 +53,17 @@ def test_a_piece_is_encoded_as_the_whole_picture_would_be(piece, top, left, belo
 def test_a_piece_that_sticks_out_is_refused():
     with pytest.raises(ValueError, match="does not fit into 4 x 4"):
         masks.encode_mask(np.ones((2, 2), dtype=bool), top=3, left=0, height=4, width=4)
+    # What begins above or left of the picture would wrap around to its other side.
+    for top, left in ((-1, 0), (0, -1), (-2, -2)):
+        with pytest.raises(ValueError, match="does not fit into 4 x 4"):
+            masks.encode_mask(np.ones((2, 2), dtype=bool), top=top, left=left, height=4, width=4)
+
+
+def test_the_box_of_an_encoded_mask_is_that_of_the_mask():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        mask = rng.random(rng.integers(1, 12, 2)) < rng.choice([0, 0.05, 0.3, 1])
+        assert masks.rle_box(masks.encode_mask(mask)) == masks.mask_box(mask)
 
 
 @given(pairs())

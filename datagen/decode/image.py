@@ -1,8 +1,8 @@
 """Image bytes to pixels, with Pillow.
 
-What is shown is what is decoded: the first frame, turned as EXIF says, transparency over white. Colour profiles are not applied
-(nor does the reference). Grey of 16 bits is scaled by 255/65535; 32-bit integers and floats declare no white, so their own
-range, minimum to maximum, becomes 0 to 255.
+What is shown is what is decoded: the first frame or page, turned as EXIF says, transparency over white; how many there are is told.
+Colour profiles are not applied (nor does the reference). Grey of 12 and 16 bits is scaled to 8; signed or 32-bit integers and floats
+declare no white, so their own range, minimum to maximum, becomes 0 to 255.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import numpy as np
 from PIL import Image, ImageChops, UnidentifiedImageError
 
 from datagen.decode.limits import memory_is_short, out_of_memory
+from datagen.decode.png import num_png_frames, only_picture
 from datagen.decode.signatures import FORMATS, claimed_format, is_cut, webp_pixels
+from datagen.decode.tiff import layout, num_pages, prepare, true_values, unsupported
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions
 
@@ -39,18 +41,23 @@ _STRIP_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A picture ready for the model. width and height (px) of the displayed image; pixels (S, S, 3) uint8 RGB, resized to the model's S."""
+    """A picture ready for the model. width and height (px) of the displayed image; pixels (S, S, 3) uint8 RGB, resized to the model's S.
+
+    num_frames: pictures in the file, of which this is the first: frames of an animation, or pages.
+    """
 
     width: int
     height: int
     pixels: np.ndarray
+    num_frames: int = 1
 
 
 def decode_image(data: bytes, options: DecodeOptions, image_size: int) -> Decoded:
     """Decode one file's bytes and resize to (image_size, image_size), bicubic, without keeping the aspect: the model's preprocessing.
 
-    Raises DecodeError with code `empty_file`, `not_an_image`, `truncated`, `corrupt`, `bomb` (more than max_pixels, known from the
-    header, before any pixel is decoded) or `out_of_memory`.
+    Raises DecodeError with code `empty_file`, `not_an_image`, `truncated`, `corrupt`, `unsupported_image` (whole, and of a kind that is
+    not decoded), `not_installed` (HEIC without the package that reads it), `bomb` (more than max_pixels, known from the header, before
+    any pixel is decoded) or `out_of_memory`.
     """
     if not data:
         raise DecodeError("the file is empty (0 bytes)", code="empty_file")
@@ -59,7 +66,7 @@ def decode_image(data: bytes, options: DecodeOptions, image_size: int) -> Decode
         resized = to_rgb(shown).resize((image_size, image_size), Image.Resampling.BICUBIC)
     except MemoryError as error:
         raise out_of_memory(options) from error
-    return Decoded(width=shown.width, height=shown.height, pixels=np.asarray(resized))
+    return Decoded(shown.width, shown.height, np.asarray(resized), num_frames(data, options.max_pixels))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -83,8 +90,10 @@ def _loaded(data: bytes, max_pixels: int) -> Image.Image:
     image: Image.Image | None = None
     with _pixel_limit(max_pixels):
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = _opened(data)
+            prepare(image)
             image.load()
+            image = true_values(image)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             message = f"the header announces more than decode.max_pixels ({max_pixels}); raise it if the file is honest ({error})"
             raise DecodeError(message, code="bomb") from error
@@ -102,7 +111,49 @@ def _loaded(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
+def _opened(data: bytes) -> Image.Image:
+    """The picture before it is loaded, by the reader of the format that its first bytes claim alone."""
+    claimed = claimed_format(data)
+    if claimed == "HEIF":
+        _register_heif()
+    if claimed == "PNG":
+        data = only_picture(data)
+    return Image.open(io.BytesIO(data), formats=[claimed] if claimed else [])
+
+
+def num_frames(data: bytes, max_pixels: int) -> int:
+    """Pictures in the file: frames of an animation or pages, at least 1. Where the further ones are damaged, 1."""
+    match claimed_format(data):
+        case "PNG":
+            return num_png_frames(data)
+        case "TIFF":
+            return num_pages(data)
+        case "GIF" | "WEBP" | "AVIF" | "HEIF":
+            with _pixel_limit(max_pixels):
+                try:
+                    return max(1, int(getattr(_opened(data), "n_frames", 1)))
+                except MemoryError:
+                    raise
+                except Exception:  # noqa: BLE001 (the first picture is whole, and is all that is used)
+                    return 1
+    return 1
+
+
+def _register_heif() -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise DecodeError(
+            "this is a HEIC picture, and pillow-heif, which reads them, is not installed: `pip install pillow-heif` on every machine "
+            "that decodes (the extra `heif` of datagen), then run again with run.retry_failed",
+            code="not_installed",
+        ) from error
+    register_heif_opener(thumbnails=False)
+
+
 def _broken(data: bytes, error: Exception) -> DecodeError:
+    if isinstance(error, DecodeError):
+        return error
     claimed = claimed_format(data)
     if claimed is None:
         return DecodeError(f"the content is no {', '.join(FORMATS)} image; it starts with {data[:16]!r}", code="not_an_image")
@@ -113,6 +164,8 @@ def _broken(data: bytes, error: Exception) -> DecodeError:
     )
     if is_cut(data, str(error)):
         return DecodeError(f"the {claimed} file ends too early, after {len(data)} bytes ({detail})", code="truncated")
+    if isinstance(error, UnidentifiedImageError) and claimed == "TIFF" and (kind := layout(data)):
+        return unsupported(kind)
     return DecodeError(f"the {claimed} data is damaged ({detail})", code="corrupt")
 
 

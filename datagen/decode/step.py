@@ -14,9 +14,14 @@ from datagen.records import Asset, Sample
 # A thinner picture has no objects to find.
 _MIN_SIDE_PX = 2
 
+FURTHER_FRAMES = "further_frames"
+"""What `dropped` calls the frames of an animation, or the pages of a TIFF, after the first."""
+
 
 class DecodeStep:
-    """Fills width, height, size_bytes, sha256 and pixels of each sample (guard.Step).
+    """Fills width, height, num_frames (of several), size_bytes, sha256 and pixels of each sample (guard.Step).
+
+    Of an animation or a TIFF of several pages the first is used, and the others are counted in `dropped`.
 
     A sample without prompts whose picture is thinner than 2 px keeps no pixels: the later steps pass it on and it ends as `empty`.
     """
@@ -59,6 +64,9 @@ class DecodeStep:
         if outcome.decoded is not None:
             sample.width, sample.height = outcome.decoded.width, outcome.decoded.height
             too_thin = min(sample.width, sample.height) < _MIN_SIDE_PX
+            if outcome.decoded.num_frames > 1:
+                sample.num_frames = outcome.decoded.num_frames
+                sample.dropped[FURTHER_FRAMES] = sample.num_frames - 1
             sample.pixels = None if too_thin and asset.prompts is None else outcome.decoded.pixels
         elif outcome.error is not None:
             sample.fail(outcome.error.code, outcome.error.message)

@@ -67,7 +67,10 @@ class Worker:
         self.answers.send({"kind": "read", "size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
         fault_point("decode", uri)
         decoded: Decoded = decode_image(data, self._options, self._image_size)
-        self.answers.send({"kind": "decoded", "width": decoded.width, "height": decoded.height}, decoded.pixels.tobytes())
+        self.answers.send(
+            {"kind": "decoded", "width": decoded.width, "height": decoded.height, "num_frames": decoded.num_frames},
+            decoded.pixels.tobytes(),
+        )
 
     def _video(self, request: dict[str, Any]) -> None:
         if self._videos is None:

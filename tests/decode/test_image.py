@@ -1,8 +1,11 @@
 import io
 import struct
+import sys
 import time
+import zlib
 
 import numpy as np
+import pillow_heif
 import pytest
 from bad_media import BLUE, GREEN, RED, WHITE, bomb, encoded, noise, png_header, quadrants, with_orientation
 from hypothesis import example, given, settings
@@ -10,10 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from datagen.decode.image import Decoded, decode_image, to_rgb
+from datagen.decode.png import only_picture
+from datagen.decode.signatures import claimed_format
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions
 
 OPTIONS = DecodeOptions()
+pillow_heif.register_heif_opener()  # to write such files
 
 
 def decode(data: bytes, image_size: int = 32, **options) -> Decoded:
@@ -46,7 +52,20 @@ def test_golden_images_are_resized_as_the_reference_does(request, index):
     np.testing.assert_array_equal(decoded.pixels, expected)
 
 
-@pytest.mark.parametrize(("image_format", "options"), [("PNG", {}), ("JPEG", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {})])
+@pytest.mark.parametrize(
+    ("image_format", "options"),
+    [
+        ("PNG", {}),
+        ("JPEG", {}),
+        ("WEBP", {"lossless": True}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("JPEG2000", {}),
+        ("JPEG2000", {"no_jp2": True}),
+        ("AVIF", {"quality": 95}),
+        ("HEIF", {"quality": 95}),
+    ],
+)
 def test_plain_formats(image_format, options):
     decoded = decode(encoded(quadrants(), image_format, **options))
     assert (decoded.width, decoded.height) == (64, 48)
@@ -55,7 +74,7 @@ def test_plain_formats(image_format, options):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
 def test_exif_orientation_is_applied_once(orientation, image_format):
     data = with_orientation(quadrants(), orientation, image_format)
     decoded = decode(data)
@@ -145,7 +164,58 @@ def test_of_several_frames_the_first_is_taken(image_format):
     frames = [ImageOps.mirror(quadrants()), Image.new("RGB", (64, 48), "black")]
     options = {"lossless": True} if image_format == "WEBP" else {}
     data = encoded(quadrants(), image_format, save_all=True, append_images=frames, **options)
-    assert_quarters(decode(data), RED, GREEN, BLUE, WHITE)
+    decoded = decode(data)
+    assert_quarters(decoded, RED, GREEN, BLUE, WHITE)
+    # The further pictures of a camera's MPO are no frames.
+    assert decoded.num_frames == (1 if image_format == "MPO" else 3)
+
+
+@pytest.mark.parametrize("image_format", ["AVIF", "HEIF"])
+def test_frames_of_lossy_animations_are_counted(image_format):
+    data = encoded(quadrants(), image_format, save_all=True, append_images=[ImageOps.mirror(quadrants())], quality=95)
+    decoded = decode(data)
+    assert_quarters(decoded, RED, GREEN, BLUE, WHITE, tolerance=20)
+    assert decoded.num_frames == 2
+
+
+def test_a_picture_for_viewers_without_animations_counts_beside_its_frames():
+    frames = [ImageOps.mirror(quadrants()), Image.new("RGB", (64, 48), "black")]
+    decoded = decode(encoded(quadrants(), "PNG", save_all=True, append_images=frames, default_image=True))
+    assert_quarters(decoded, RED, GREEN, BLUE, WHITE)
+    assert decoded.num_frames == 3
+
+
+def test_damage_behind_the_first_frame_costs_the_count_alone():
+    data = encoded(noise(), "GIF", save_all=True, append_images=[ImageOps.mirror(noise())] * 2)
+    first = len(encoded(noise(), "GIF"))
+    decoded = decode(data[: first + 400] + b"\x07" * 99)
+    assert 1 <= decoded.num_frames <= 3
+
+
+def test_a_heic_picture_stands_upright_and_without_its_reader_says_what_to_install(monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(quadrants(), "HEIF", exif=exif.tobytes(), quality=95)
+    assert_quarters(decode(data), BLUE, RED, WHITE, GREEN, tolerance=20)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(DecodeError, match=r"pip install pillow-heif.*extra `heif`") as refusal:
+        decode(data)
+    assert refusal.value.code == "not_installed"
+
+
+@pytest.mark.parametrize(
+    ("brands", "claimed"),
+    [
+        (b"heic\0\0\0\0mif1heic", "HEIF"),
+        (b"mif1\0\0\0\0mif1heix", "HEIF"),
+        (b"mif1\0\0\0\0mif1avif", "AVIF"),
+        (b"avis\0\0\0\0avifmif1", "AVIF"),
+        (b"mif1\0\0\0\0mif1miaf", "HEIF"),
+        (b"isom\0\0\0\0isomavc1", None),
+    ],
+)
+def test_files_of_boxes_are_known_by_their_brands(brands, claimed):
+    assert claimed_format(struct.pack(">I4s", 8 + len(brands), b"ftyp") + brands + bytes(99)) == claimed
 
 
 @pytest.mark.parametrize("size", [(1600, 40), (40, 1600), (1, 1), (1, 900)])
@@ -184,7 +254,7 @@ def test_empty_and_foreign_content():
     assert code_of(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "not_an_image"
 
 
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "HEIF"])
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
 def test_cut_files_are_truncated(image_format, share):
     data = encoded(noise(), image_format)
@@ -214,8 +284,8 @@ def test_every_mode_of_pillow_has_a_way_to_rgb(mode):
     np.testing.assert_allclose(np.asarray(rgb), expected, atol=1)
 
 
-CODES = {"not_an_image", "truncated", "corrupt", "bomb", "out_of_memory"}
-VALID = [encoded(quadrants(24, 16), f) for f in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP")]
+CODES = {"not_an_image", "truncated", "corrupt", "unsupported_image", "bomb", "out_of_memory"}
+VALID = [encoded(quadrants(24, 16), f) for f in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "JPEG2000", "AVIF", "HEIF")]
 
 
 @settings(max_examples=500, deadline=None)
@@ -240,3 +310,69 @@ def decoded_or_code(data: bytes) -> tuple[int, ...] | str:
         return decode_image(data, DecodeOptions(max_pixels=10_000_000), 8).pixels.shape
     except DecodeError as error:
         return error.code
+
+
+def chunk(kind: bytes, body: bytes, *, damage: int = 0) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body) ^ damage)
+
+
+def with_chunks(*chunks: bytes, image: Image.Image | None = None) -> bytes:
+    png = encoded(image or quadrants(), "PNG")
+    return png[:33] + b"".join(chunks) + png[33:]
+
+
+PACKED = zlib.compress(b"x" * 2_000_000)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [chunk(b"zTXt", b"workflow\0\0" + PACKED)],
+        [chunk(b"iTXt", b"workflow\0\1\0\0\0" + PACKED)],
+        [chunk(b"tEXt", b"workflow\0" + b"x" * 3_000_000)],
+        [chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + PACKED)],
+        [chunk(b"zTXt", b"Raw profile type exif\0\0" + PACKED)],
+        [chunk(b"zTXt", b"Raw profile type exif\0\0no zlib")],
+        [chunk(b"iCCP", b"p\0\0" + PACKED)],
+        [chunk(b"zTXt", b"k%d\0\0" % number + zlib.compress(b"y" * 1_000_000)) for number in range(70)],
+        [chunk(b"tEXt", b"Comment\0hello", damage=1)],
+        [chunk(b"eXIf", b"II*\0", damage=1)],
+        [chunk(b"tRNS", b"\0\0\0\0\0\0", damage=1)],
+        [chunk(b"acTL", b"\0"), chunk(b"fcTL", b"\0\0\0\7" * 3)],
+        [chunk(b"gAMA", b""), chunk(b"cHRM", b"\1"), chunk(b"pHYs", b"\1"), chunk(b"sBIT", b""), chunk(b"zTXt", b"a\0\7")],
+    ],
+)
+def test_what_is_not_the_picture_never_costs_a_png(chunks):
+    assert_quarters(decode(with_chunks(*chunks)), RED, GREEN, BLUE, WHITE)
+
+
+def test_a_png_keeps_its_orientation_wherever_it_stands():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = exif.tobytes()
+    profile = b"\nexif\n%8d\n" % len(raw) + raw.hex().encode() + b"\n"
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    for stated in (
+        chunk(b"eXIf", raw.removeprefix(b"Exif\0\0")),
+        chunk(b"tEXt", b"Raw profile type exif\0" + profile),
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile)),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+    ):
+        assert_quarters(decode(with_chunks(stated)), BLUE, RED, WHITE, GREEN)
+
+
+@pytest.mark.parametrize("where", ["body", "checksum"])
+def test_damage_of_the_picture_itself_still_fails(where):
+    png = bytearray(encoded(noise(), "PNG"))
+    length = struct.unpack_from(">I", png, 33)[0]
+    assert png[37:41] == b"IDAT"
+    place = 41 + length // 2 if where == "body" else 41 + length
+    png[place] ^= 1
+    assert code_of(bytes(png)) == "corrupt"
+
+
+def test_a_png_is_left_as_it_is_from_where_it_breaks_off():
+    png = encoded(noise(), "PNG")
+    for size in (8, 20, 33, 50, len(png) // 2, len(png) - 5):
+        assert only_picture(png[:size]) == png[:size]
+    assert only_picture(png + b"more") == png + b"more"

@@ -105,6 +105,15 @@ def test_size_checksum_and_pixels(tmp_path):
     np.testing.assert_array_equal(sample.pixels, np.asarray(quadrants().resize((SIZE, SIZE))))
 
 
+def test_further_frames_and_pages_are_counted(tmp_path):
+    pages = tmp_path / "pages.tif"
+    pages.write_bytes(encoded(quadrants(), "TIFF", save_all=True, append_images=[quadrants()] * 3))
+    with decode_step() as step:
+        several, one = step.process([sample_of(pages, 0), sample_of(picture(tmp_path), 1)])
+    assert (several.num_frames, several.dropped) == (4, {"further_frames": 3})
+    assert (one.num_frames, one.dropped) == (None, {})
+
+
 def test_a_tiny_picture_with_a_prompt_is_left_to_the_prompts_check(tmp_path):
     path = tmp_path / "one.png"
     path.write_bytes(encoded(quadrants(2, 2).resize((1, 1)), "PNG"))

@@ -40,7 +40,8 @@ SILENT_S = 30.0
 MOST_CLIPS = 2000
 WHOLE_RUN_EVERY = 50
 IMAGE_SIZE = 32
-IMAGE_CODES = {"empty_file", "not_an_image", "truncated", "corrupt", "bomb", "out_of_memory", "decoder_crashed", "decode_timeout"}
+IMAGE_CODES = {"empty_file", "not_an_image", "truncated", "corrupt", "unsupported_image", "bomb", "out_of_memory"}
+IMAGE_CODES |= {"decoder_crashed", "decode_timeout"}
 VIDEO_CODES = IMAGE_CODES - {"not_an_image"} | {"not_a_video", "no_video_stream", "no_frames", "unsupported_codec"}
 LISTING_CODES = {
     *("manifest_bad_row", "manifest_no_uri", "manifest_bad_id", "manifest_bad_prompts", "manifest_rows_conflict", "row_too_large"),
