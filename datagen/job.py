@@ -67,10 +67,16 @@ class SourceOptions(Options):
         description="folder, manifest (.parquet, .jsonl, .csv), COCO .json, tar archives, or a Hugging Face dataset; a path, or s3://, "
         "gs:// or hf:// with what follows; tars and tables also as a pattern, such as shards/train-*.tar",
     )
-    kind: Literal["auto", "folder", "manifest", "coco", "webdataset", "dataset"] = Field(
+    kind: Literal["auto", "folder", "manifest", "coco", "webdataset", "dataset", "frames"] = Field(
         "auto",
-        description="how `input` is read; `webdataset`: tars, `dataset`: tables with a column of pictures; auto: by names, and for a "
-        "folder by what its first 1000 files are",
+        description="how `input` is read; `webdataset`: tars, `dataset`: tables with a column of pictures, `frames`: a video segmentation "
+        "dataset, whose videos are folders of numbered pictures (decode.frames_fps) or video files, or YouTube-VIS JSON; auto: by names, "
+        "and for a folder by what its first 1000 files are",
+    )
+    annotations: str = Field(
+        "auto",
+        description="`frames`: where the objects' masks are, of which each object's first becomes a prompt; `auto`: in the folder "
+        "Annotations beside JPEGImages, or in the JSON file beside a video; `none`: they are not read; or a folder laid out as the input",
     )
     image_column: str | None = Field(
         None, description="`dataset`: the column of pictures, a struct of bytes and path or plain bytes; left out: the only such struct"
@@ -101,6 +107,12 @@ class DecodeOptions(Options):
         4.0, ge=0.1, description="address space that the decoding process may take for its files; a file that wants more fails, GiB"
     )
     fps: float | None = Field(None, gt=0, le=1000, description="frames sampled per second of video; left out: every frame")
+    frames_fps: float = Field(
+        24.0,
+        gt=0,
+        le=1000,
+        description="frames per second of a video that is a folder of pictures, which says nothing about it (DAVIS: 24)",
+    )
     max_clip_s: float = Field(30.0, ge=0.1, description="a video is cut into clips of at most this length, seconds")
     shots: bool = Field(False, description="cut a video where the shot changes, too")
     shot_threshold: float = Field(27.0, gt=0, le=255, description="a shot changes where consecutive frames differ by this much in HSV")

@@ -1,7 +1,7 @@
 """A job's paths, made to mean the same in every process and on every node: absolute, once, when the job is started.
 
 What is a path follows from the option; those of a model may also be names, of an embedded checkpoint, a hub repository or a config of
-the sam2 package, and names stay as they are.
+the sam2 package, and names stay as they are, as do the words of source.annotations.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 PATHS = (("source", "input"), ("source", "media_root"), ("output",))
-PATHS_OR_NAMES = (("model", "checkpoint"), ("model", "sam2"), ("model", "sam2_config"))
+PATHS_OR_NAMES = (("source", "annotations"), ("model", "checkpoint"), ("model", "sam2"), ("model", "sam2_config"))
 EMBEDDED = ("tiny", "tiny-shapes")
 """Checkpoints by name, without any download: random weights made from a seed, and one trained on `datagen.scenes`."""
 
@@ -55,7 +55,9 @@ def located(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_name(option: str, value: str) -> bool:
-    """Whether a model option is a name, and no path of this machine. option: `checkpoint`, `sam2` or `sam2_config`."""
+    """Whether an option's value is a name, and no path of this machine. option: `annotations`, `checkpoint`, `sam2` or `sam2_config`."""
+    if option == "annotations":
+        return value in ("auto", "none")
     if option == "checkpoint" and value in EMBEDDED:
         return True
     if os.path.exists(os.path.expanduser(value)):

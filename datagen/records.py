@@ -33,8 +33,8 @@ class Prompt:
     """What asks for one object: a box, points, a mask, or several of them together.
 
     box: (x1, y1, x2, y2) px. points: (x, y) px each. labels: 1 inside the object, 0 outside, one per point.
-    source: who asked (`manifest`, `coco`, `everything`, or `handover` from the clip before). id: the input's own name for it, such as
-    the id of a COCO annotation. index: its place among the prompts that the input gives its asset, from 0, those that were refused
+    source: who asked (`manifest`, `coco`, `annotation`, `everything`, or `handover` from the clip before). id: the input's own name for
+    it, such as the id of a COCO annotation. index: its place among the prompts that the input gives its asset, from 0, those refused
     counted; the `region_index` of what it finds in an image. object_id: prompts with one id are of one object of a video.
     """
 

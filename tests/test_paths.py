@@ -41,11 +41,12 @@ def test_every_way_of_writing_a_place_is_the_same_place(home: Path, way: str) ->
         return way.replace("{home}", str(home)).replace("{}", name)
 
     options = {
-        "source": {"input": write("p"), "media_root": write("p")},
+        "source": {"input": write("p"), "media_root": write("p"), "annotations": write("p")},
         "model": {"checkpoint": write("student"), "sam2": write("sam2/w.pt"), "sam2_config": write("cfg.yaml")},
         "output": write("out"),
     }
     job = parse_job(options).located()
+    assert job.source.annotations == str(home / "p")
     found = (job.source.input, job.source.media_root, job.model.checkpoint, job.model.sam2, job.model.sam2_config, job.output)
     assert found == tuple(str(home / name) for name in ("p", "p", "student", "sam2/w.pt", "cfg.yaml", "out"))
     plain = parse_job(
@@ -59,6 +60,7 @@ def test_names_stay_and_what_is_no_name_says_where_it_was_looked_for(home: Path)
     config = "configs/sam2.1/sam2.1_hiera_l.yaml"
     for checkpoint in ("tiny", "tiny-shapes", "Perceive-Anything/PAM-3B"):
         options = {"model": {"checkpoint": checkpoint, "sam2": "facebook/sam2.1-hiera-large", "sam2_config": config}}
+        options["source"] = {"annotations": "none"}
         assert located(parse_job(options).model_dump()) == {}
     assert parse_job({"model": {"checkpoint": "students/mine/new"}}).located().model.checkpoint == str(home / "students/mine/new")
 

@@ -15,14 +15,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from datagen.at_once import in_order as in_order_of
 from datagen.decode.members import Members, is_table
 from datagen.errors import ClusterError, DecodeError, SourceError, StorageError, StorageUnavailableError
+from datagen.frame_names import in_order, is_frame_folder
 from datagen.job import S3Options
 from datagen.records import Span
-from datagen.remote import answers, checked_uri, download, is_remote, stops_the_job
+from datagen.remote import answers, checked_uri, download, is_remote, list_files, stops_the_job
 from datagen.sources.uris import inside, path_of_uri
 
 _PREFIX = "datagen-media-"
+_FRAMES_AT_ONCE = 8
 _LOCK = "lock"
 
 
@@ -65,7 +68,7 @@ class LocalCopies:
         try:
             yield path
         finally:
-            os.unlink(path)
+            _remove(Path(path))
 
     def close(self) -> None:
         """Stop fetching and remove what is left."""
@@ -77,15 +80,41 @@ class LocalCopies:
     def _fetch(self, uri: str, span: Span | None, path: Path) -> str:
         place = inside(uri)
         try:
+            if is_frame_folder(uri):
+                self._fetch_folder(uri, path)
+                return f"{path}/"
             with path.open("xb") as file:
                 if place is None:
                     download(checked_uri(uri), file, self._s3, self._max_bytes)
                 else:
                     self._members.copy(place, span, file)
         except BaseException as error:
-            path.unlink(missing_ok=True)
+            _remove(path)
             raise self._explained(error, uri, path) from error
         return str(path)
+
+    def _fetch_folder(self, uri: str, path: Path) -> None:
+        """All frames of a folder, under names of our own in their order; together no larger than a file may be."""
+        if inside(uri):
+            raise DecodeError(f"{uri}: a folder of frames inside an archive is not read; unpack it", code="unsupported_uri")
+        folder = checked_uri(uri.rstrip("/")) + "/"
+        names = in_order(name for file in list_files(folder, self._s3) if "/" not in (name := file.uri.removeprefix(folder)))
+        if not names:
+            raise DecodeError(f"there are no frames below {uri}", code="missing_file")
+        path.mkdir()
+        left = self._max_bytes
+        with ThreadPoolExecutor(_FRAMES_AT_ONCE) as pool:
+            for size in in_order_of(
+                pool, lambda numbered: self._fetch_frame(folder, path, *numbered), enumerate(names), 2 * _FRAMES_AT_ONCE
+            ):
+                left -= size
+                if left < 0:
+                    raise DecodeError(f"the frames of {uri} have more than the {self._max_bytes} bytes that are read", code="too_large")
+
+    def _fetch_frame(self, folder: str, path: Path, number: int, name: str) -> int:
+        with (path / f"{number:08d}{os.path.splitext(name)[1].lower()}").open("xb") as file:
+            download(folder + name, file, self._s3, self._max_bytes)
+            return file.tell()
 
     def _explained(self, error: BaseException, uri: str, path: Path) -> BaseException:
         match error:
@@ -107,6 +136,14 @@ def _local_path(uri: str) -> str:
         return path_of_uri(uri)
     except SourceError as error:
         raise DecodeError(error.message, code=error.code) from error
+
+
+def _remove(path: Path) -> None:
+    """A fetched file, or a folder of frames."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class _TempFolder:

@@ -81,6 +81,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return over_white((image.convert("LA") if image.mode == "La" else image).convert("RGBA"))
 
 
+def displayed(data: bytes, max_pixels: int, *, turned: bool = True) -> Image.Image:
+    """A file's picture at its own size, in the mode that it has. turned: as EXIF says. Raises DecodeError as decode_image does."""
+    if not data:
+        raise DecodeError("the file is empty (0 bytes)", code="empty_file")
+    try:
+        image = _loaded(data, max_pixels)
+        return _turned(image) if turned else image
+    except MemoryError as error:
+        message = "decoding needs more memory than there is; lower decode.max_pixels to refuse such files"
+        raise DecodeError(message, code="out_of_memory") from error
+
+
 def over_white(image: Image.Image) -> Image.Image:
     """An RGBA picture over white, RGB."""
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

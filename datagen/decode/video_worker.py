@@ -1,14 +1,17 @@
-"""The child's answers about videos. The last file stays open, so that the next clip goes on where the last one ended."""
+"""The child's answers about videos, files and folders of frames. The last one stays open, so that the next clip goes on where it ended."""
 
 from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
 from datagen.decode.files import check_file, checksum
+from datagen.decode.footage import Footage
+from datagen.decode.pictures import AnimatedWebp, FrameFolder, checksum_of_folder, is_webp
 from datagen.decode.shots import clips_of
 from datagen.decode.video import VideoFile
 from datagen.decode.wire import Answers
@@ -23,7 +26,7 @@ class VideoWorker:
         self._answers = answers
         self._options = options
         self._image_size = image_size
-        self._open: tuple[tuple[object, ...], VideoFile] | None = None
+        self._open: tuple[tuple[object, ...], Footage] | None = None
         gc.freeze()  # what is here now need not be looked at again, so that collecting costs next to nothing
 
     def serve(self, request: dict[str, Any]) -> None:
@@ -39,7 +42,7 @@ class VideoWorker:
                 self._frames(request)
 
     def _probe(self, path: str, uri: str) -> None:
-        size_bytes, sha256 = checksum(path, self._answers.alive)
+        size_bytes, sha256 = (checksum_of_folder if os.path.isdir(path) else checksum)(path, self._answers.alive)
         self._answers.send({"kind": "read", "size_bytes": size_bytes, "sha256": sha256})
         fault_point("decode", uri)
         self._answers.send({"kind": "probed", "info": asdict(self._video(path).info)})
@@ -65,12 +68,21 @@ class VideoWorker:
         flags = video.flags(request["start_s"], request["end_s"])
         self._answers.send({"kind": "end", "truncated": video.info.truncated, "flags": flags, **counts})
 
-    def _video(self, path: str) -> VideoFile:
-        status = check_file(path)
+    def _video(self, path: str) -> Footage:
+        status = os.stat(path) if os.path.isdir(path) else check_file(path)
         key = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         if self._open is None or self._open[0] != key:
             if self._open is not None:
                 self._open[1].close()
                 self._open = None
-            self._open = key, VideoFile(os.fspath(path), self._options, self._answers.alive)
+            self._open = key, open_footage(path, self._options, self._answers.alive)
         return self._open[1]
+
+
+def open_footage(path: str, options: DecodeOptions, alive: Callable[[], None] = lambda: None) -> Footage:
+    """A video of any kind: a file, an animated picture, or a folder of frames. Raises DecodeError as each of them does."""
+    if os.path.isdir(path):
+        return FrameFolder(path, options, alive)
+    if is_webp(path):
+        return AnimatedWebp(path, options, alive)
+    return VideoFile(path, options, alive)

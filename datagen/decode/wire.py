@@ -1,7 +1,8 @@
 """The child's end of its pipes.
 
 Both ways a message is 4 bytes (big-endian length) and that much JSON; after `decoded` and `frame` follow the pixels,
-image_size * image_size * 3 bytes. A request has a `kind`, a `path` and a `uri`. The answers are, for an `image`: `read` (size and
+image_size * image_size * 3 bytes. A request has a `kind`, a `path` and mostly a `uri`. The answers are, for `masks`: `masks` (value ->
+mask of an annotation picture); for an `image`: `read` (size and
 checksum), then `decoded`; for a `probe`: `read`, then `probed`; for `at`: `frames_at`; for `clips`: a `clip` each, then `end`; for
 `frames`: the `plan`, a `frame` each, then `end`. `failed` may take the place of any. `busy`, at any time with a video, says that the work
 goes on.

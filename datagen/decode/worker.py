@@ -51,6 +51,8 @@ class Worker:
         try:
             if request["kind"] == "image":
                 self._image(request["path"], request["uri"])
+            elif request["kind"] == "masks":
+                self._masks(request["path"])
             else:
                 self._video(request)
         except DecodeError as error:
@@ -71,6 +73,11 @@ class Worker:
             {"kind": "decoded", "width": decoded.width, "height": decoded.height, "num_frames": decoded.num_frames},
             decoded.pixels.tobytes(),
         )
+
+    def _masks(self, path: str) -> None:
+        from datagen.decode.object_masks import object_masks
+
+        self.answers.send({"kind": "masks", "masks": object_masks(path, self._options.max_pixels)})
 
     def _video(self, request: dict[str, Any]) -> None:
         if self._videos is None:

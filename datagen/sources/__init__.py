@@ -92,6 +92,11 @@ def _source(options: SourceOptions, s3: S3Options) -> Source:
         from datagen.sources.image_table import ImageTableSource
 
         return ImageTableSource(place, options, s3)
+    if kind == "frames":
+        from datagen.sources.frames import FramesSource
+        from datagen.sources.video_annotations import VideoJsonSource
+
+        return (VideoJsonSource if place.lower().endswith(".json") else FramesSource)(place, options, s3)
     if is_remote(place):
         from datagen.sources.bucket import BucketSource
 
@@ -106,7 +111,7 @@ def _kind_of(path: str, options: SourceOptions, s3: S3Options) -> str:
     if scheme and scheme not in SCHEMES:
         raise SourceError(f"an input that starts with {scheme}:// cannot be read; allowed: {_ALLOWED}")
     if os.path.isdir(path):
-        return _kind_of_folder(path, s3)
+        return _kind_of_folder(path, options, s3)
     if not scheme and not os.path.exists(path) and not is_pattern(path):
         raise SourceError(f"the input {path} does not exist; allowed: {_ALLOWED}")
     name = path.lower() if not path.endswith("/") else ""
@@ -117,15 +122,17 @@ def _kind_of(path: str, options: SourceOptions, s3: S3Options) -> str:
     if name.endswith(MANIFEST_SUFFIXES):
         return "manifest"
     if name.endswith(".json"):
-        return "coco"
+        from datagen.sources.video_annotations import is_of_videos
+
+        return "frames" if is_of_videos(path, s3) else "coco"
     if scheme and not is_pattern(path):
-        return _kind_of_folder(path, s3)
+        return _kind_of_folder(path, options, s3)
     if is_pattern(path):
         raise SourceError(f"the input {path} is a pattern, which are for tars and tables: end it in .tar or .parquet, or give the folder")
     raise SourceError(f"the input {path} is a file that ends in {Path(path).suffix.lower() or 'no extension'}; allowed: {_ALLOWED}")
 
 
-def _kind_of_folder(folder: str, s3: S3Options) -> str:
+def _kind_of_folder(folder: str, options: SourceOptions, s3: S3Options) -> str:
     """Media files first: what lies beside them is counted as skipped. A dataset's repository on the hub may show pictures beside it."""
     if not is_remote(folder):
         if any(os.path.isfile(os.path.join(folder, name)) for name in _DATASET_NOTES):
@@ -140,6 +147,9 @@ def _kind_of_folder(folder: str, s3: S3Options) -> str:
     except FileNotFoundError:
         return "folder"
     has_media = any(media_type_of(name) != "other" for name in names)
+    types = {media_type_of(name) for name in names}
+    if options.media == "video" and "video" not in types and any("/jpegimages" in name for name in names):
+        return "frames"
     if has_media and not _REPOSITORY.fullmatch(folder):
         return "folder"
     if any(name.endswith(TABLE_SUFFIXES) for name in names):

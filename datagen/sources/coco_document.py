@@ -219,8 +219,8 @@ def _other_kind(document: Any) -> str | None:
         return None
     if isinstance(document.get("videos"), list):
         return (
-            "is of videos (it has `videos`, as YouTube-VIS has); it is no list of pictures. Give the folder of its frames or a manifest "
-            "of video files as the input"
+            "is of videos (it has `videos`, as YouTube-VIS has); it is no list of pictures. Leave source.kind at `auto`, "
+            "or set it to `frames`"
         )
     if isinstance(document.get("image"), dict) and "images" not in document:
         return "is of one picture (`image`, as SA-1B has); give the folder or tar of its pictures, or put it into a list `images`"

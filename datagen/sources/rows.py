@@ -77,7 +77,8 @@ class RowReader:
             text = redacted(str(plain(uri)))
             return Asset(asset_id_of(text), text, failure=Failure(error.code, f"{where}: {plain(error.message)}"))
         version = self._version(resolved) if self.reprocess_changed else ""
-        is_video = media_type_of(resolved, self.media) == "video"
+        # A row that is asked for as a video is one, also where a folder would take such a name for a picture.
+        is_video = media_type_of(resolved, self.media) == "video" or (self.media == "video" and resolved.lower().endswith(".webp"))
         return Asset(asset_id or asset_id_of(resolved, version), resolved, "video" if is_video else "image")
 
     def _version(self, uri: str) -> str:

@@ -7,7 +7,7 @@ a data set elsewhere makes new assets; a manifest with an `asset_id` column keep
 What lies inside a file has that file's URI, `#`, and its place there: `shards/00000.tar#cats/000123.jpg` is a member of a tar,
 `data/train-00000.parquet#image[17]` the cell of column `image` in row 17, counted from 0. The first `.tar#`, `.parquet#` or `.arrow#` is
 where it is split. In a member's name `%` is written `%25`, a byte that is not UTF-8 `%FF`, and `./` is left out. A local file whose own
-path holds such a mark is written as a `file://` URI, with `%23` for the `#`.
+path holds such a mark is written as a `file://` URI, with `%23` for the `#`. A folder of frames has its own URI with a `/` at the end.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from datagen.errors import SourceError
+from datagen.frame_names import is_frame_folder
 from datagen.remote import SCHEMES, checked_uri, is_remote, joined
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -76,12 +77,12 @@ def file_name(uri: str) -> str:
 
 
 def media_type_of(uri: str, media: Media = "any") -> Literal["image", "video", "other"]:
-    """`image`, `video` or `other`, by the name's extension in any case.
+    """`image`, `video` or `other`, by the name's extension in any case; a folder of frames is a video.
 
     media: what the job asks for (source.media). An animation (.gif, .apng) is a video where that is `video`, else a picture, its first.
     """
     suffix = posixpath.splitext(uri)[1].lower()
-    if suffix in VIDEO_SUFFIXES or (media == "video" and suffix in ANIMATION_SUFFIXES):
+    if is_frame_folder(uri) or suffix in VIDEO_SUFFIXES or (media == "video" and suffix in ANIMATION_SUFFIXES):
         return "video"
     return "image" if suffix in IMAGE_SUFFIXES or suffix in ANIMATION_SUFFIXES else "other"
 
@@ -147,6 +148,8 @@ class Roots:
     def resolve(self, uri: str) -> str:
         """The URI as it is stored. Raises SourceError: `unsupported_uri`, or `refused_uri` for one that the job does not allow."""
         place = inside(uri)
+        if place is None and is_frame_folder(uri):
+            return self._of_file(uri).rstrip("/") + "/"
         return self._of_file(uri) if place is None else inside_uri(self._of_file(place.file), member_path(place.name))
 
     def _of_file(self, uri: str) -> str:

@@ -17,6 +17,7 @@ SHARED = (
     "errors",
     "events",
     "faults",
+    "frame_names",
     "guard",
     "ids",
     "job",
@@ -38,7 +39,12 @@ SHARED = (
     "tar",
 )
 # A step that reads what another one defines, each with its reason.
-ALLOWED = {("decode", "sources.uris")}  # both turn a URI into a local path, in the same way
+ALLOWED = {
+    ("decode", "sources.uris"),  # both turn a URI into a local path, in the same way
+    # Masks that are pictures beside somebody's videos: only the decoding child may open them.
+    ("sources", "decode.copies"),
+    ("sources", "decode.object_masks"),
+}
 
 
 def imports_of(file):

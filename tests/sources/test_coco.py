@@ -345,7 +345,7 @@ def test_no_name_leaves_the_media_root(tmp_path):
 def test_a_json_file_that_is_not_coco(tmp_path, text, said):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(SourceError, match=said):
-        source_of(tmp_path / "x.json")
+        source_of(tmp_path / "x.json", kind="coco")  # `auto` takes a list of videos for what it is
 
 
 def test_masks_are_asked_of_a_file_that_has_only_boxes(tmp_path):
