@@ -8,30 +8,37 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datagen.at_once import in_order
-from datagen.check.parts import batches, damage
+from datagen.check.parts import batches, damage, record_batches, rows_of
 from datagen.check.report import CheckReport, Code
 from datagen.check.rows import AssetFacts, asset_facts, asset_problems, region_problems
+from datagen.check.runs import RunFacts, check_counts, check_notes, check_runs
+from datagen.check.texts import region_text_problems
 from datagen.check.videos import VideoCheck
 from datagen.errors import WriteError
-from datagen.records import LANGUAGES, TASKS
+from datagen.records import LANGUAGES, TASKS, asset_id_of
 from datagen.write.done import DoneSet, id_keys
-from datagen.write.layout import RUNS, open_dataset
+from datagen.write.layout import open_dataset
 from datagen.write.marker import MARKER, TOKEN_LOGPROBS, check_marker, schema_version
 from datagen.write.parts import COMMITTED_BY, PART_NAME, part_id_of, part_path
 from datagen.write.schema import TABLES
 from datagen.write.store import STAGING, TEMP_PREFIX, Store
 
-_REGION_COLUMNS = ("region_id", "asset_id", "region_index", "part_id", "run_id", "mask", "area_px", "box_xyxy")
+_REGION_COLUMNS = (
+    *("region_id", "asset_id", "region_index", "prompt", "mask", "mask_source", "area_px", "box_xyxy"),
+    *("predicted_iou", "stability", "object_score", "flags", "part_id", "run_id"),
+)
 _LOGPROB_COLUMNS = ("token_logprobs", *(f"{task}_{language}_logprob" for task in TASKS for language in LANGUAGES))
 _PARTS_AT_ONCE = 8
+_NO_KEYS = np.empty((0, 2), dtype=np.uint64)
 _EXPECTED_AT_ONCE = 65_536
 
 
@@ -51,25 +58,33 @@ def check_dataset(uri: str, deep: bool = True, expected: Iterable[str] | None = 
         for part in sorted(parts[table] - parts[mark]):
             message = f"there is no {mark} part of the same name, so this one was never committed; the next run removes it"
             report.add("orphan_part", message, table=table, part=part)
-    runs = {path.split("/")[-1].removesuffix(".json") for path, _ in store.list(RUNS)}
+    runs = check_runs(store, report)
+    check_notes(store, report)
+    counted: dict[str, Counter[str]] = {}
     videos = VideoCheck(store, parts["clips"], parts["tracks"], runs, deep, report)
-    keys, names = [np.empty((0, 2), dtype=np.uint64)], sorted(parts["assets"])
+    keys, uris, names = [_NO_KEYS], [_NO_KEYS], sorted(parts["assets"])
 
-    def check_part(part: str) -> tuple[CheckReport, np.ndarray, list[dict[str, Any]]]:
+    def check_part(part: str) -> _Piece:
         piece = report.of_a_piece()
-        assets, video_rows = _check_assets(store, part, runs, piece)
-        _check_regions(store, part, part in parts["regions"], assets, deep, piece)
-        return piece, id_keys(assets), video_rows
+        read = _check_assets(store, part, runs, piece)
+        _check_regions(store, part, part in parts["regions"], read.assets, runs, deep, piece)
+        return _Piece(piece, id_keys(read.assets), id_keys(read.uris), read.videos, read.counted)
 
     with ThreadPoolExecutor(_PARTS_AT_ONCE, thread_name_prefix="check") as pool:
-        for part, (piece, part_keys, video_rows) in zip(names, in_order(pool, check_part, names), strict=True):
-            report.take(piece)
-            keys.append(part_keys)
-            videos.check_finished(pool, video_rows, part)
+        for part, piece in zip(names, in_order(pool, check_part, names), strict=True):
+            report.take(piece.report)
+            keys.append(piece.ids)
+            uris.append(piece.uris)
+            for run_id, statuses in piece.counted.items():
+                counted.setdefault(run_id, Counter()).update(statuses)
+            videos.check_finished(pool, piece.videos, part)
         all_keys = np.concatenate(keys)
         _check_repeats(store, names, [len(some) for some in keys[1:]], all_keys, report)
         found = DoneSet(all_keys, report.statuses, len(names))
         videos.check_unfinished(pool, found)
+    if not any(run is None or run.may_repeat_uris for run in runs.values()):
+        _check_uris(store, names, [len(some) for some in uris[1:]], np.concatenate(uris), report)
+    check_counts(runs, counted, report)
     if expected is not None:
         _check_expected(found, expected, report)
     return report
@@ -103,15 +118,37 @@ def _check_debris(store: Store, report: CheckReport) -> None:
             report.add("debris", f"{path} is a temporary file that a killed run left; the next run removes it")
 
 
-def _check_assets(store: Store, part: str, runs: set[str], report: CheckReport) -> tuple[dict[str, AssetFacts], list[dict[str, Any]]]:
-    """Facts by asset id, and the rows of videos; empty where the part cannot be read."""
-    facts: dict[str, AssetFacts] = {}
-    videos, before = [], damage(report)
+class _Piece(NamedTuple):
+    """What is left of a part once it was checked: what was found, keys of its ids and of its URIs, rows of videos, rows by run and status."""
+
+    report: CheckReport
+    ids: np.ndarray
+    uris: np.ndarray
+    videos: list[dict[str, Any]]
+    counted: dict[str, Counter[str]]
+
+
+@dataclass
+class _Assets:
+    """The rows of a part of `assets`: facts by id, the URIs of files that were read, rows of videos, rows by run and status."""
+
+    assets: dict[str, AssetFacts] = field(default_factory=dict)
+    uris: list[str] = field(default_factory=list)
+    videos: list[dict[str, Any]] = field(default_factory=list)
+    counted: dict[str, Counter[str]] = field(default_factory=dict)
+
+
+def _check_assets(store: Store, part: str, runs: Mapping[str, RunFacts | None], report: CheckReport) -> _Assets:
+    """What is in a part; nothing where it cannot be read."""
+    found, before = _Assets(), damage(report)
+    facts = found.assets
     for rows in batches(store, "assets", part, report):
-        videos += [row for row in rows if row["media_type"] == "video"]
+        found.videos += [row for row in rows if row["media_type"] == "video"]
+        found.uris += [row["uri"] for row in rows if row["sha256"] is not None]
         for row in rows:
             report.num_assets += 1
             report.statuses[row["status"]] += 1
+            found.counted.setdefault(row["run_id"], Counter())[row["status"]] += 1
             if row["asset_id"] in facts:
                 report.add("duplicate_asset", "there twice in this part", table="assets", part=part, id=row["asset_id"])
             facts[row["asset_id"]] = asset_facts(row)
@@ -121,16 +158,25 @@ def _check_assets(store: Store, part: str, runs: set[str], report: CheckReport) 
     if facts and part_id_of(facts) != part:
         message = f"the name should be part-{part_id_of(facts)}, from the assets in it: a part was renamed, copied or edited"
         report.add("part_name", message, table="assets", part=part)
-    return facts, videos
+    return found
 
 
-def _check_regions(store: Store, part: str, exists: bool, assets: Mapping[str, AssetFacts], deep: bool, report: CheckReport) -> None:
+def _check_regions(
+    store: Store,
+    part: str,
+    exists: bool,
+    assets: Mapping[str, AssetFacts],
+    runs: Mapping[str, RunFacts | None],
+    deep: bool,
+    report: CheckReport,
+) -> None:
     """Every region belongs to an asset of the same-named part, and each asset has as many as its row says."""
     counts: Counter[str] = Counter()
     seen: set[str] = set()
     before = damage(report)
     columns = (*_REGION_COLUMNS, *_LOGPROB_COLUMNS) if deep else _REGION_COLUMNS
-    for rows in batches(store, "regions", part, report, columns) if exists else ():
+    for batch in record_batches(store, "regions", part, report) if exists else ():
+        rows = rows_of(batch, columns)
         for row in rows:
             report.num_regions += 1
             counts[row["asset_id"]] += 1
@@ -138,6 +184,7 @@ def _check_regions(store: Store, part: str, exists: bool, assets: Mapping[str, A
                 report.add("duplicate_region", "there twice in this part", table="regions", part=part, id=row["region_id"])
             seen.add(row["region_id"])
         report.add_all(region_problems(rows, part, assets, deep, report.schema_version), "regions", part)
+        report.add_all(region_text_problems(batch, runs), "regions", part)
     if damage(report) > before:
         return  # what could not be read was not counted either
     if exists and not seen:
@@ -150,33 +197,51 @@ def _check_regions(store: Store, part: str, exists: bool, assets: Mapping[str, A
 
 def _check_repeats(store: Store, names: Sequence[str], sizes: Sequence[int], keys: np.ndarray, report: CheckReport) -> None:
     """Assets that are in more than one part, and their regions. Only parts with such an asset are read again, and only their ids."""
-    order = np.lexsort((keys[:, 1], keys[:, 0]))
-    repeats = np.flatnonzero(np.all(keys[order[1:]] == keys[order[:-1]], axis=1))
-    rows = np.unique(np.concatenate([order[repeats], order[repeats + 1]]))
-    if not len(rows):
-        return
-    repeated = DoneSet(keys[rows], Counter(), 0)
+    repeated, parts_of = _repeats(names, sizes, keys)
     places: dict[tuple[str, str], list[str]] = {}
-    for index in np.unique(np.searchsorted(np.cumsum(sizes), rows, side="right")):
+    for part in parts_of:
         for table, column in (("assets", "asset_id"), ("regions", "region_id")):
-            for row_id, asset_id in _ids(store, table, names[int(index)], column):
+            for row_id, asset_id in _columns(store, table, part, [column, "asset_id"]):
                 if asset_id in repeated:
-                    places.setdefault((table, row_id), []).append(names[int(index)])
+                    places.setdefault((table, row_id), []).append(part)
     for (table, row_id), parts in places.items():
         if len(parts) > 1:
             code: Code = "duplicate_asset" if table == "assets" else "duplicate_region"
             report.add(code, f"in {len(parts)} parts: {', '.join(parts)}", table=table, part=parts[-1], id=row_id)
 
 
-def _ids(store: Store, table: str, part: str, column: str) -> Iterator[tuple[str, str]]:
+def _check_uris(store: Store, names: Sequence[str], sizes: Sequence[int], keys: np.ndarray, report: CheckReport) -> None:
+    """Files that are in the table under more than one id. The ids that an input gives may share a file; those made from URIs may not."""
+    repeated, parts = _repeats(names, sizes, keys)
+    places: dict[str, dict[str, tuple[str, str]]] = {}
+    for part in parts:
+        for asset_id, uri, sha256 in _columns(store, "assets", part, ["asset_id", "uri", "sha256"]):
+            if sha256 is not None and uri in repeated:
+                places.setdefault(uri, {})[asset_id] = sha256, part
+    for uri, files in places.items():
+        if len(files) > 1 and (asset_id_of(uri) in files or len({sha256 for sha256, _ in files.values()}) > 1):
+            message = f"{uri!r:.200} is also in the table as {', '.join(sorted(files)[:-1])}: one file, done under {len(files)} ids"
+            report.add("duplicate_uri", message, table="assets", part=files[max(files)][1], id=max(files))
+
+
+def _repeats(names: Sequence[str], sizes: Sequence[int], keys: np.ndarray) -> tuple[DoneSet, list[str]]:
+    """The keys that are there more than once, and the parts that have one. sizes: how many keys each part has, in the order of `keys`."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    repeats = np.flatnonzero(np.all(keys[order[1:]] == keys[order[:-1]], axis=1))
+    rows = np.unique(np.concatenate([order[repeats], order[repeats + 1]]))
+    return DoneSet(keys[rows], Counter(), 0), [names[int(index)] for index in np.unique(np.searchsorted(np.cumsum(sizes), rows, side="right"))]
+
+
+def _columns(store: Store, table: str, part: str, columns: list[str]) -> Iterator[tuple[Any, ...]]:
+    """Some columns of a part, row by row, equal rows once; nothing of one that is not there."""
     if not store.exists(part_path(table, part)):
         return
     try:
         with store.open_input(part_path(table, part)) as source:
-            rows = pq.ParquetFile(source).read([column, "asset_id"], use_threads=False)
+            rows = pq.ParquetFile(source).read(columns, use_threads=False)
     except (OSError, pa.ArrowException):  # already reported when the part itself was checked
         return
-    yield from dict.fromkeys(zip(rows[column].to_pylist(), rows["asset_id"].to_pylist(), strict=True))
+    yield from dict.fromkeys(zip(*(rows[column].to_pylist() for column in columns), strict=True))
 
 
 def _check_expected(found: DoneSet, expected: Iterable[str], report: CheckReport) -> None:

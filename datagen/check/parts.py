@@ -17,14 +17,20 @@ _BATCH_ROWS = 2048
 _BATCH_TRACKS = 32  # a track holds a mask per frame
 
 
-def batches(
-    store: Store, table: str, part: str, report: CheckReport, columns: Sequence[str] | None = None
-) -> Iterator[list[dict[str, Any]]]:
-    """Some columns of a part (None: all), some rows at a time; the others are read too, to prove that they can be. An optional column
-    that the dataset is without is left out.
+def batches(store: Store, table: str, part: str, report: CheckReport) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a part, some at a time. Damage and a wrong schema are reported, and end it."""
+    for batch in record_batches(store, table, part, report):
+        yield batch.to_pylist()
 
-    Damage and a wrong schema are reported, and end it.
-    """
+
+def rows_of(batch: pa.RecordBatch, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Some columns of a batch as rows. A column that it is without is left out."""
+    rows: list[dict[str, Any]] = batch.select([name for name in columns if name in batch.schema.names]).to_pylist()
+    return rows
+
+
+def record_batches(store: Store, table: str, part: str, report: CheckReport) -> Iterator[pa.RecordBatch]:
+    """The same, as Arrow has them."""
     try:
         with store.open_input(part_path(table, part)) as source:
             file = pq.ParquetFile(source, page_checksum_verification=True)
@@ -32,8 +38,7 @@ def batches(
             if difference:
                 report.add("schema", difference, table=table, part=part)
                 return
-            for batch in file.iter_batches(_BATCH_TRACKS if table == "tracks" else _BATCH_ROWS, use_threads=False):
-                yield (batch if columns is None else batch.select([name for name in columns if name in batch.schema.names])).to_pylist()
+            yield from file.iter_batches(_BATCH_TRACKS if table == "tracks" else _BATCH_ROWS, use_threads=False)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         report.add("unreadable_part", f"not a whole Parquet file: {error}", table=table, part=part)
 

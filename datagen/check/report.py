@@ -20,14 +20,23 @@ Code = Literal[
     "unreadable_part",
     "schema",
     "empty_part",
+    "run_record",
+    "crash_file",
+    "meta_file",
     # rows of any table
     "part_name",
     "part_id",
     "unknown_run",
     "mixed_runs",
+    "value",
+    "extra",
+    "dropped",
+    "flags",
+    "prompt",
     # assets
     "lost_asset",
     "duplicate_asset",
+    "duplicate_uri",
     "media_type",
     "status",
     "failed_row",
@@ -43,6 +52,10 @@ Code = Literal[
     "mask",
     "area",
     "box",
+    "score",
+    "object_score",
+    "text",
+    "logprob",
     "token_logprobs",
     # clips
     "duplicate_clip",
@@ -58,10 +71,11 @@ Code = Literal[
     "object_index",
     "track_times",
     "frame_index",
+    "frame_gap",
     "timestamp",
-    "object_score",
     "prompt_frame",
     "event",
+    "caption",
 ]
 
 Problem = tuple[Code, str, str | None]

@@ -1,0 +1,68 @@
+"""Every flag and every reason for leaving something out that a dataset may hold; `datagen check` knows no others.
+
+A new one is named here, with what it says, before a step may use it.
+"""
+
+from __future__ import annotations
+
+from datagen.records import LANGUAGES, TASKS
+
+# Of one text; in the column as `<flag>:<task>_<language>`, the task of a track's texts being `event`.
+TEXT_FLAGS = {
+    "truncated": "it hit its token limit",
+    "repetition": "it repeats itself",
+    "empty_text": "it has no letter",
+    "other_language": "it is not in the language that was asked for",
+}
+
+REGION_FLAGS = {
+    "absent": "the mask decoder says that there is no object (object_score <= 0)",
+}
+
+TRACK_FLAGS = {
+    "absent": "it is seen in no frame of the clip",
+    "empty_mask": "in some frame the model says that it is there (object_score > 0), and no pixel of its mask is left",
+}
+# As TEXT_FLAGS, of tracks alone.
+EVENT_FLAGS = {"history_cut": "the caption before was shortened to fit the context"}
+
+CLIP_FLAGS: dict[str, str] = {}
+
+# Reasons in `dropped`: what was found and left out.
+DROP_REASONS = {
+    # segment everything
+    "predicted_iou": "candidates below perceive.everything.predicted_iou_min",
+    "stability": "candidates below perceive.everything.stability_min",
+    "empty_mask": "masks without a pixel",
+    "box_nms": "of two candidates whose boxes overlap, the worse",
+    "mask_dedup": "of two candidates whose masks overlap, the worse",
+    "min_area": "masks that are too small",
+    "max_regions": "candidates beyond perceive.everything.max_regions",
+    "already_followed": "candidates that are objects already followed in the clip",
+    # by the job's filters
+    "absent": "regions and tracks of which the model says that they are not there (perceive.drop_absent)",
+    "label_logprob": "regions below assemble.drop_below_logprob",
+    "empty_text": "regions none of whose texts has a letter (assemble.drop_empty_text)",
+    # of the file
+    "corrupt_packets": "damaged packets of a video",
+}
+# Prompts that could not be used are counted under the code that says why; all of these begin so.
+PROMPT_REASONS = ("prompt_", "manifest_", "coco_")
+
+PROMPT_SOURCES = ("manifest", "coco", "everything", "handover")
+MASK_SOURCES = ("prompt", "candidate", "refined", "given")
+FINISH_REASONS = ("stop", "length")
+
+_OF_TEXTS = frozenset(f"{flag}:{task}_{language}" for flag in TEXT_FLAGS for task in TASKS for language in LANGUAGES)
+_OF_EVENTS = frozenset(f"{flag}:event_{language}" for flag in (*TEXT_FLAGS, *EVENT_FLAGS) for language in LANGUAGES)
+_KNOWN = {"regions": _OF_TEXTS | REGION_FLAGS.keys(), "tracks": _OF_EVENTS | TRACK_FLAGS.keys(), "clips": CLIP_FLAGS.keys()}
+
+
+def is_flag(table: str, flag: str) -> bool:
+    """Whether rows of `regions`, `tracks` or `clips` may have this flag."""
+    return flag in _KNOWN[table]
+
+
+def is_drop_reason(reason: str) -> bool:
+    """Whether this may stand in `dropped`."""
+    return reason in DROP_REASONS or reason.startswith(PROMPT_REASONS)
