@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,9 @@ def make_region(index: int, rng: np.random.Generator, width: int = WIDTH, height
             ("label", "en"): Text(f"thing {index}", -0.25, "stop", 3),
             ("caption", "en"): Text("A thing on a table.", -0.5, "length", 6),
             ("label", "zh"): Text("东西", -0.75, "stop", 2),
+            ("caption", "zh"): Text("桌上的东西。", -0.5, "stop", 5),
         },
-        flags=["truncated_caption_en"],
+        flags=["truncated:caption_en"],
     )
 
 
@@ -97,8 +99,10 @@ def make_track(asset_id: str, number: int, object_index: int, start_s: float, se
     middle = CLIP_FRAMES // 2
     first = Event(start_s, start_s + middle / FPS, base, base + middle - 1)
     first.texts = {"en": Text("It walks to the door.", -0.5, "stop", 6), "zh": Text("它走了", -0.25, "stop", 3)}
+    first.history = {"en": None, "zh": None}
     second = Event(start_s + middle / FPS, start_s + CLIP_S, base + middle, base + CLIP_FRAMES - 1)
-    second.texts, second.history = {"en": Text("It opens the door and", -0.5, "length", 5)}, {"en": "It walks to the door."}
+    second.texts = {"en": Text("It opens the door and", -0.5, "length", 5), "zh": Text("它开门", -0.5, "stop", 3)}
+    second.history = {"en": "It walks to the door.", "zh": "它走了"}
     prompts = {base: Prompt(box=frames[0].box_xyxy), base + 4: Prompt(points=[(3.0, 4.0)], labels=[1])}
     return Track(object_index, prompts, frames, None, track_id_of(asset_id, number), [first, second], ["truncated:event_en"])
 
@@ -146,9 +150,15 @@ def fake_job(**values: Any) -> Job:
     return parse_job({"name": "test", "perceive": {"engine": "fake"}, "describe": {"engine": "fake"}, **values})
 
 
+def asked_job() -> Job:
+    """A job that asks for the texts that the samples here have."""
+    return fake_job(describe={"engine": "fake", "tasks": ["label", "caption"], "languages": ["en", "zh"]})
+
+
 def write_dataset(root: Path | Store, parts: Iterable[list[Sample]], clips: Iterable[Sample] = ()) -> Store:
     """A finished run: every list of samples is one part; then the clips, whose videos end up in one part of `assets`, failed ones apart."""
-    job, store = fake_job(), open_store(str(root)) if isinstance(root, Path) else root
+    parts, statuses = [list(part) for part in parts], Counter[str]()
+    job, store = asked_job(), open_store(str(root)) if isinstance(root, Path) else root
     record = RunRecord.new(job)
     with store.lease({"run_id": record.run_id}):
         prepare_output(store, job)
@@ -156,15 +166,16 @@ def write_dataset(root: Path | Store, parts: Iterable[list[Sample]], clips: Iter
         record.write(store, status="running")
         for samples in parts:
             publish_part(store, stage_part(store, record.run_id, samples, WriteOptions(), region_row))
+            statuses.update(sample.status for sample in samples)
         _, progress = resume_videos(store, WriteOptions())
         for sample in clips:
             progress.publish(stage_clip(store, record.run_id, sample, WriteOptions(), track_row))
         finished = progress.finished()
         if finished:
             publish_video_assets(store, [video.row for video in finished], WriteOptions())
-        record.write(
-            store, status="finished", summary={"seconds": 2.0, "regions": 10, "usage": {"output_tokens": 50}, "statuses": {"ok": 4}}
-        )
+            statuses.update(str(video.row["status"]) for video in finished)
+        summary = {"seconds": 2.0, "regions": 10, "usage": {"output_tokens": 50}, "statuses": dict(statuses)}
+        record.write(store, status="finished", summary=summary)
     return store
 
 

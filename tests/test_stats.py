@@ -27,7 +27,7 @@ def test_counts(root):
     assert found["statuses"] == {"ok": 7, "empty": 1, "failed": 1}
     assert found["failures"] == {"decode_truncated": 1}
     assert found["dropped"] == {"box_nms": 9}
-    assert found["flags"] == {"truncated_caption_en": 17}
+    assert found["flags"] == {"truncated:caption_en": 17}
     assert found["regions_per_asset"] == {"mean": 2.12, "p50": 2, "p90": 3, "max": 3}
     assert found["labels"]["en"] == {"thing 0": 7, "thing 1": 7, "thing 2": 3}
     assert found["labels"]["zh"] == {"东西": 17}
@@ -39,7 +39,7 @@ def test_counts(root):
 def test_runs_have_rates(root):
     (run,) = dataset_stats(str(root))["runs"]
     assert run["status"] == "finished"
-    assert (run["assets"], run["regions"], run["seconds"]) == (4, 10, 2.0)
+    assert (run["assets"], run["regions"], run["seconds"]) == (9, 10, 2.0)
     assert (run["assets_per_s"], run["regions_per_s"], run["output_tokens_per_s"]) == (2.0, 5.0, 25.0)
     assert run["cached_share"] is None
     assert "trk/s" not in text_of(dataset_stats(str(root)))

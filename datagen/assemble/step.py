@@ -14,11 +14,14 @@ def assemble(sample: Sample, options: AssembleOptions) -> Sample:
 
     Reasons: `min_area`, `label_logprob`, `empty_text`. No filter drops a track: the clips before and after hold parts of the same
     object. Flags are `<flag>:<task>_<language>`, see texts.text_flags; a track has one, with `event` as the task, when any of its
-    events earns it. A failed sample passes through. Doing it twice changes nothing.
+    events earns it, and `empty_mask` where the model saw it in a frame and no pixel of its mask is left. A failed sample passes through.
+    Doing it twice changes nothing.
     """
     if sample.failure is not None:
         return sample
     for track in sample.tracks:
+        if any(frame.mask is None and frame.object_score > 0 for frame in track.frames) and "empty_mask" not in track.flags:
+            track.flags.append("empty_mask")
         _flag(track, [("event", language, text) for event in track.events for language, text in event.texts.items()])
     kept = []
     for region in sample.regions:

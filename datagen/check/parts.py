@@ -8,12 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datagen.check.report import CheckReport
+from datagen.check.report import CheckReport, Code
 from datagen.write.parts import part_path
 from datagen.write.schema import SCHEMA_KEY, arrow_schema, optional_columns
 from datagen.write.store import Store
 
 _BATCH_ROWS = 2048
+UNREAD: tuple[Code, ...] = ("unreadable_part", "schema")
 _BATCH_TRACKS = 32  # a track holds a mask per frame
 
 
@@ -45,7 +46,7 @@ def record_batches(store: Store, table: str, part: str, report: CheckReport) -> 
 
 def damage(report: CheckReport) -> int:
     """How much of what was to be read could not be; when it grew, counts of rows say nothing."""
-    return report.by_code["unreadable_part"] + report.by_code["schema"]
+    return sum(report.by_code[code] for code in UNREAD)
 
 
 def _contract(table: str, found: pa.Schema, report: CheckReport) -> pa.Schema:

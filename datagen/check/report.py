@@ -42,6 +42,7 @@ Code = Literal[
     "failed_row",
     "asset_size",
     "region_count",
+    "prompt_count",
     "track_count",
     "clip_count",
     "video_row",

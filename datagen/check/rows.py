@@ -42,6 +42,10 @@ def asset_problems(row: Mapping[str, Any], part: str, runs: Mapping[str, RunFact
     of_clips = row["num_clips"], row["num_tracks"]
     if media_type == "image" and of_clips == (None, None):
         yield from outcome_problems(row, asset_id, "num_regions")
+        given, left_out = row.get("num_prompts"), sum(drop["count"] for drop in row["dropped"])
+        if given is not None and row["status"] != "failed" and row["num_regions"] + left_out != given:
+            message = f"num_prompts is {given}, but {row['num_regions']} regions are there and {left_out} were left out"
+            yield "prompt_count", message, asset_id
     elif media_type != "video" or None in of_clips or row["num_regions"]:
         counts = ", ".join(f"{name} {row[name]}" for name in ("num_regions", "num_clips", "num_tracks"))
         yield "media_type", f"media_type is {media_type!r} with {counts}; an image has regions, a video clips and tracks", asset_id
@@ -68,7 +72,7 @@ def outcome_problems(row: Mapping[str, Any], row_id: str, counted: str) -> Itera
         yield "failed_row", f"status {status}, with the error {row['error_code']}: {row['error_message']}", row_id
     if status == "ok" and not (row["width"] and row["height"]):
         yield "asset_size", f"{counted} is {count}, but width {row['width']} and height {row['height']}", row_id
-    if status != "failed" and row["sha256"] is None:
+    if status != "failed" and row["sha256"] is None and counted == "num_regions":
         yield "asset_size", f"status {status}, but the file's sha256 is not known", row_id
 
 

@@ -78,22 +78,28 @@ def check_notes(store: Store, report: CheckReport) -> None:
                 report.add("meta_file", f"{path}: {problem or 'it is no JSON object'}; the next run writes it anew", id=path)
 
 
-def check_counts(runs: Mapping[str, RunFacts | None], rows: Mapping[str, Counter[str]], report: CheckReport) -> None:
-    """Every asset that a run counted is in the table, under its name. rows: run_id -> rows of `assets` by status.
+def check_counts(runs: Mapping[str, RunFacts | None], rows: Mapping[str, Counter[str]], num_waiting: int, report: CheckReport) -> None:
+    """Every asset that a run counted is in the table, under its name. rows: run_id -> rows of `assets` by status. num_waiting: videos
+    whose row the next run makes from their clips.
 
     An asset that was taken out by hand and done again is under the name of a later run, so only what those do not explain is lost. So is
     a failed one that was tried again.
     """
     counted = sorted((run for run in runs.values() if run is not None and run.statuses is not None), key=lambda run: run.started_at)
-    later, total = 0, sum(sum(statuses.values()) for statuses in rows.values())
+    found_of = Counter({run_id: sum(statuses.values()) for run_id, statuses in rows.items()})
+    total = num_waiting + found_of.total()
+    # A run that was killed left no count, and may have done again what was taken out.
+    later = total - sum(found_of[run.run_id] for run in counted)
     for run in reversed(counted):
         statuses = run.statuses or {}
-        found, expected = sum(rows.get(run.run_id, Counter()).values()), sum(statuses.get(name, 0) for name in _COUNTED)
+        found, expected = found_of[run.run_id], sum(statuses.get(name, 0) for name in _COUNTED)
         if run.done_before + expected > total:
             message = f"after the run {run.done_before + expected} assets of its input were done, the table has {total} in all"
             report.add("lost_asset", message, table="assets", id=run.run_id)
         elif expected - found > later:
-            message = f"the run committed {expected} assets, the table has {found} of it; later runs explain {later} of those that are missing"
+            message = (
+                f"the run committed {expected} assets, the table has {found} of it; other runs explain {later} of those that are missing"
+            )
             report.add("lost_asset", message, table="assets", id=run.run_id)
         later += expected
 

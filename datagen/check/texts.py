@@ -18,7 +18,7 @@ from datagen.records import LANGUAGES, TASKS
 Row = Mapping[str, Any]
 
 
-def region_text_problems(batch: pa.RecordBatch, runs: Mapping[str, RunFacts]) -> Iterator[Problem]:
+def region_text_problems(batch: pa.RecordBatch, runs: Mapping[str, RunFacts | None]) -> Iterator[Problem]:
     """What is wrong with the texts of rows of `regions`, column by column. runs: what each run was asked for."""
     row_ids, run_ids = batch["region_id"].to_pylist(), np.asarray(batch["run_id"].to_pylist(), dtype=object)
     flags = [frozenset(some) for some in batch["flags"].to_pylist()]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from datagen.check.logprobs import track_logprob_problems
 from datagen.check.masks import areas_and_boxes, box_problem, mask_problem
+from datagen.check.prompts import prompt_problems
 from datagen.check.report import Problem
 from datagen.check.rows import outcome_problems, provenance_problems
+from datagen.check.runs import RunFacts
+from datagen.check.texts import track_text_problems
+from datagen.check.values import flag_problems, is_share, value_problems
 from datagen.ids import clip_id_of, track_id_of
 from datagen.write.versions import track_number
 
@@ -20,7 +24,7 @@ TOLERANCE_S = 1e-3
 Row = Mapping[str, Any]
 
 
-def clip_problems(row: Row, part: str, runs: set[str], deep: bool) -> Iterator[Problem]:
+def clip_problems(row: Row, part: str, runs: Collection[str], deep: bool) -> Iterator[Problem]:
     """What is wrong with a row of `clips`. runs: ids of the runs that left a record. deep: also decode the hand-overs' masks."""
     clip_id = row["clip_id"]
     expected = clip_id_of(row["asset_id"], row["clip_index"])
@@ -28,18 +32,69 @@ def clip_problems(row: Row, part: str, runs: set[str], deep: bool) -> Iterator[P
         yield "clip_id", f"should be {expected}", clip_id
     yield from provenance_problems(row, clip_id, part, runs)
     yield from outcome_problems(row, clip_id, "num_tracks")
+    yield from value_problems(row, clip_id)
+    if row["num_frames"] < 0 or row.get("missing_frames", 0) < 0:
+        yield "value", f"num_frames is {row['num_frames']}, missing_frames {row.get('missing_frames')}", clip_id
+    for problem in flag_problems("clips", row.get("flags", ())):
+        yield "flags", problem, clip_id
     start_s, end_s, duration_s = row["start_s"], row["end_s"], row["duration_s"]
     if not 0 <= start_s <= end_s or (row["clip_index"] == 0 and start_s > 0):
         yield "clip_times", f"{start_s} to {end_s} s; clip 0 starts at 0, and none ends before it starts", clip_id
     if duration_s is not None and end_s > duration_s + TOLERANCE_S:
         yield "clip_times", f"it ends at {end_s} s, the video at {duration_s} s", clip_id
+    if row["is_last"] and row["handovers"]:
+        yield "handover", "it is the video's last clip, and hands objects over", clip_id
     for problem in _handover_problems(row, deep):
         yield "handover", problem, clip_id
 
 
-def track_problems(rows: Sequence[Row], clip: Row, part: str, deep: bool) -> Iterator[Problem]:
-    """What is wrong with rows of `tracks` in the part of their clip, each by itself. deep: also decode the masks, and
-    compare the log-probabilities of tokens.
+class Timeline(NamedTuple):
+    """When a track is followed. frames: (frame_index, timestamp_s) of each of its frames."""
+
+    track_id: str
+    frames: list[tuple[int, float]]
+
+    @classmethod
+    def of(cls, row: Row) -> Timeline:
+        """That of a row of `tracks`."""
+        return cls(row["track_id"], [(frame["frame_index"], frame["timestamp_s"]) for frame in row["frames"]])
+
+
+def timeline_problems(timelines: Sequence[Timeline], clip: Row, run: RunFacts | None) -> Iterator[Problem]:
+    """What is wrong with the tracks of a clip together: one frame has one time, and none is left out within a track.
+
+    A stream follows an object segment by segment, so one that is lost may be without whole segments. run: of the clip.
+    """
+    times: dict[int, float] = {}
+    for track_id, frames in timelines:
+        for index, time_s in frames:
+            if times.setdefault(index, time_s) != time_s:
+                yield "timestamp", f"frame {index} is at {time_s} s, for another object of the clip at {times[index]} s", track_id
+                break
+    sampled, num_frames = sorted(times), clip["num_frames"]
+    if len(sampled) > num_frames:
+        yield "frame_index", f"its tracks have {len(sampled)} frames, num_frames of the clip is {num_frames}", clip["clip_id"]
+    length = run.segment_frames if run is not None else None
+    positions = {index: position for position, index in enumerate(sampled)}
+    for track_id, frames in timelines:
+        places = [positions[index] for index, _ in frames]
+        gaps = [(one, other) for one, other in pairwise(places) if other - one > 1]
+        if length and len(sampled) == num_frames:
+            gaps = [(one, other) for one, other in gaps if (one + 1) % length or other % length]
+        if gaps and (not length or len(sampled) == num_frames):
+            one, other = gaps[0]
+            yield "frame_gap", f"it is without the frames between {sampled[one]} and {sampled[other]} that other objects have", track_id
+        elif run is not None and run.backward and not length and len(frames) != num_frames:
+            yield "frame_gap", f"it has {len(frames)} of the {num_frames} frames of its clip", track_id
+    is_whole = run is not None and run.every_frame and not length and clip.get("missing_frames") == 0
+    if is_whole and sampled and len(sampled) != sampled[-1] - sampled[0] + 1:
+        message = f"its tracks have {len(sampled)} of the frames {sampled[0]} to {sampled[-1]}, and missing_frames is 0"
+        yield "frame_gap", message, clip["clip_id"]
+
+
+def track_problems(rows: Sequence[Row], clip: Row, part: str, run: RunFacts | None, deep: bool) -> Iterator[Problem]:
+    """What is wrong with rows of `tracks` in the part of their clip, each by itself. run: what the run of the clip was asked for.
+    deep: also decode the masks, and compare the log-probabilities of tokens.
     """
     for row in rows:
         track_id = row["track_id"]
@@ -58,9 +113,26 @@ def track_problems(rows: Sequence[Row], clip: Row, part: str, deep: bool) -> Ite
         yield from _order_problems(row, clip)
         for problem in _event_problems(row, clip):
             yield "event", problem, track_id
+        for code, problem in track_text_problems(row, run):
+            yield code, problem, track_id
         for problem in track_logprob_problems(row) if deep else ():
             yield "token_logprobs", problem, track_id
+        for prompt in row["prompts"]:
+            for problem in prompt_problems(prompt, clip["width"], clip["height"]):
+                yield "prompt", f"frame {prompt['frame_index']}: {problem}", track_id
+        for problem in _flag_problems(row, clip, run):
+            yield "flags", problem, track_id
         yield from _frame_problems(row, clip, deep)
+
+
+def _flag_problems(row: Row, clip: Row, run: RunFacts | None) -> Iterator[str]:
+    """Flags are known, and those that follow from the frames are there. In schema v1 nothing says where a mask was left without a pixel."""
+    yield from flag_problems("tracks", row["flags"])
+    if run is not None and not run.is_truth and ("absent" in row["flags"]) == any(frame["mask"] is not None for frame in row["frames"]):
+        yield f"the flags are {row['flags']}: it is absent when it is seen in no frame, and only then"
+    is_emptied = any(frame["mask"] is None and frame["object_score"] > 0 for frame in row["frames"])
+    if "missing_frames" in clip and "empty_mask" in row["flags"] and not is_emptied:
+        yield "it has the flag empty_mask, and no frame with a positive object_score is without a mask"
 
 
 def _handover_problems(clip: Row, deep: bool) -> Iterator[str]:
@@ -70,6 +142,7 @@ def _handover_problems(clip: Row, deep: bool) -> Iterator[str]:
         problem = _id_problem(track_id, clip)
         if problem is None and deep and mask is not None:
             problem = mask_problem(mask, clip["height"], clip["width"])
+        problem = problem or next(prompt_problems(handover["prompt"], clip["width"], clip["height"]), None)
         if track_id in seen:
             problem = "it is handed over twice"
         if problem:
@@ -90,6 +163,8 @@ def _order_problems(row: Row, clip: Row) -> Iterator[Problem]:
     """Frames and prompts: rising, and inside the clip."""
     track_id, num_frames, end_frame = row["track_id"], clip["num_frames"], clip["num_video_frames"]
     indices = [frame["frame_index"] for frame in row["frames"]]
+    if not indices:
+        yield "frame_index", "it has no frame", track_id
     if not _rises(indices, 0, math.inf if end_frame is None else end_frame):
         yield "frame_index", f"frames {_short(indices)} are not rising numbers of frames of a video of {end_frame}", track_id
     if len(indices) > num_frames:
@@ -128,7 +203,16 @@ def _frame_problems(row: Row, clip: Row, deep: bool) -> Iterator[Problem]:
         mask, box, where = frame["mask"], frame["box_xyxy"], f"frame {frame['frame_index']}: "
         if (mask is None) != (box is None):
             yield "box", where + ("a mask without a box" if box is None else f"no mask, but the box {box}"), track_id
+        if not is_share(frame["predicted_iou"]) or not math.isfinite(frame["object_score"]):
+            yield "score", f"{where}predicted_iou is {frame['predicted_iou']}, object_score {frame['object_score']}", track_id
         if mask is None:
+            # In tables of schema v1 nothing tells a mask that was left without a pixel from one that is lost.
+            if frame["object_score"] > 0 and "missing_frames" in clip and "empty_mask" not in row["flags"]:
+                yield (
+                    "object_score",
+                    f"{where}object_score is {frame['object_score']}, which says that it is there, but it has no mask",
+                    track_id,
+                )
             continue
         if not frame["object_score"] > 0:
             yield (

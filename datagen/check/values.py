@@ -64,17 +64,18 @@ def is_share(value: float) -> bool:
 
 def _number_problems(row: Row) -> Iterator[str]:
     for name in _COUNTS:
-        if name in row and row[name] is not None and row[name] < 0:
-            yield f"{name} is {row[name]}"
+        count = row.get(name)
+        if count is not None and count < 0:
+            yield f"{name} is {count}"
     if row["attempts"] < 1:
         yield f"attempts is {row['attempts']}"
     for name in ("fps", "duration_s"):
         if row[name] is not None and not (math.isfinite(row[name]) and row[name] >= 0):
             yield f"{name} is {row[name]}"
     for width, height in _SIZES:
-        sides = row.get(width), row.get(height)
-        if sides != (None, None) and (None in sides or min(sides) < 1):
-            yield f"{width} is {sides[0]} and {height} {sides[1]}"
+        one, other = row.get(width), row.get(height)
+        if (one is None) != (other is None) or (one is not None and min(one, other) < 1):
+            yield f"{width} is {one} and {height} {other}"
     if "num_prompts" in row and (row["num_prompts"] is None) != (row["prompts_hash"] is None):
         yield f"num_prompts is {row['num_prompts']} and prompts_hash {row['prompts_hash']}: prompts that were given have both"
 

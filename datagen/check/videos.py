@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from datagen.at_once import in_order
 from datagen.check.parts import batches, damage
 from datagen.check.report import CheckReport, Code
-from datagen.check.tracks import TOLERANCE_S, clip_problems, track_problems
+from datagen.check.runs import RunFacts
+from datagen.check.tracks import TOLERANCE_S, Timeline, clip_problems, timeline_problems, track_problems
 from datagen.write.done import DoneSet
 from datagen.write.parts import clip_part_id
 from datagen.write.rows import VideoTotals
@@ -52,14 +53,18 @@ class _Read(NamedTuple):
 class VideoCheck:
     """Checks videos one by one, in the order of `assets`; what is left of `clips` then belongs to unfinished ones.
 
-    clips, tracks: names of the parts that there are. runs: ids of the runs that left a record. deep: also decode the masks.
+    clips, tracks: names of the parts that there are. runs: what each run that left a record was asked for. deep: also decode the masks.
+    num_complete: videos whose last clip is there, and no row in `assets` yet.
     A few parts are read at the same time; in memory are the track ids of one video, and of unfinished videos a few numbers per clip.
     """
 
-    def __init__(self, store: Store, clips: set[str], tracks: set[str], runs: set[str], deep: bool, report: CheckReport) -> None:
+    def __init__(
+        self, store: Store, clips: set[str], tracks: set[str], runs: Mapping[str, RunFacts | None], deep: bool, report: CheckReport
+    ) -> None:
         self._store, self._report = store, report
         self._clips, self._tracks, self._runs, self._deep = clips, tracks, runs, deep
         self._left = set(clips)
+        self.num_complete = 0
 
     def check_finished(self, pool: ThreadPoolExecutor, rows: Sequence[Mapping[str, Any]], part: str) -> None:
         """Check the videos' rows in a part of `assets`, all their clips and the tracks of these."""
@@ -106,6 +111,7 @@ class VideoCheck:
                 self._report.add("stray_clip", message, table="clips", part=clip.part, id=clip.clip_id)
             else:
                 videos.setdefault(clip.asset_id, []).append(clip)
+        self.num_complete = sum(any(clip.is_last for clip in clips) for clips in videos.values())
         for clips in videos.values():
             self._check_order(sorted(clips, key=lambda clip: clip.clip_index), ends=False)
         self._report.num_unfinished_videos = len(videos)
@@ -151,15 +157,18 @@ class VideoCheck:
         return name == part
 
     def _check_tracks(self, clip: Mapping[str, Any], part: str, report: CheckReport) -> _Tracks:
-        before, found, frames = damage(report), list[tuple[str, int]](), list[int]()
+        before, found, timelines = damage(report), list[tuple[str, int]](), list[Timeline]()
+        run = self._runs.get(clip["run_id"])
         for rows in batches(self._store, "tracks", part, report) if part in self._tracks else ():
             found += [(row["track_id"], row["object_index"]) for row in rows]
-            frames += [frame["frame_index"] for row in rows for frame in row["frames"]]
-            report.add_all(track_problems(rows, clip, part, self._deep), "tracks", part)
+            timelines += map(Timeline.of, rows)
+            report.add_all(track_problems(rows, clip, part, run, self._deep), "tracks", part)
         report.num_tracks += len(found)
         objects = dict(found)
         _check_repeats(found, objects, part, report)
+        frames = [index for timeline in timelines for index, _ in timeline.frames]
         span = (min(frames), max(frames)) if frames else None
+        report.add_all(timeline_problems(timelines, clip, run), "tracks", part)
         if damage(report) > before:
             return _Tracks(None, span)
         if part in self._tracks and not found:

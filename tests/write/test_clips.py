@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from corpora import CLIP_S, failed_clip, fake_job, make_clip, write_dataset
+from corpora import CLIP_S, asked_job, failed_clip, make_clip, write_dataset
 from damage import rewrite
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -42,7 +42,7 @@ FILMS = {
 @pytest.fixture
 def store(tmp_path):
     store = open_store(str(tmp_path / "out"))
-    prepare_output(store, fake_job())
+    prepare_output(store, asked_job())
     return store
 
 
@@ -168,7 +168,7 @@ def test_a_failed_clip_makes_a_failed_video_that_keeps_its_tracks(tmp_path):
 
 def test_a_video_knows_what_any_of_its_clips_knows(tmp_path):
     first, second = make_clip(1, 0, ()), make_clip(1, 1, is_last=True)
-    first.width = first.height = first.sha256 = first.clip.fps = None
+    first.width = first.height = first.sha256 = first.size_bytes = first.clip.fps = None
     first.attempts = 3
     (row,) = pq.read_table(f"{write_dataset(tmp_path, [], [first, second]).uri}/assets").to_pylist()
     assert (row["width"], row["height"], row["sha256"], row["fps"], row["attempts"]) == (40, 30, "cd" * 32, 4.0, 3)
@@ -234,8 +234,8 @@ class Dying:
 
 def do_run(store, films, seed):
     """A run as the driver and its workers do it: clips of all videos arrive interleaved, now and then one twice."""
-    rng, record = random.Random(seed), RunRecord.new(fake_job())
-    prepare_output(store, fake_job())
+    rng, record = random.Random(seed), RunRecord.new(asked_job())
+    prepare_output(store, asked_job())
     sweep(store)
     record.write(store, status="running")
     done, progress = resume_videos(store, OPTIONS)

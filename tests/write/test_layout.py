@@ -2,7 +2,7 @@ import json
 
 import pytest
 import yaml
-from corpora import fake_job, mixed_clips, mixed_parts, write_dataset
+from corpora import asked_job, fake_job, mixed_clips, mixed_parts, write_dataset
 
 from datagen import __version__
 from datagen.errors import SourceError, WriteError
@@ -74,20 +74,22 @@ def test_runs_have_different_ids_in_the_order_of_time(store):
 def test_rows_made_with_other_options_are_known_by_the_paths_that_differ(tmp_path):
     store = write_dataset(tmp_path, mixed_parts())
     (run,) = [record["run_id"] for record in run_records(store)]
-    changed = {"perceive": {"engine": "fake", "everything": {"max_regions": 5}}, "describe": {"engine": "fake", "languages": ["zh"]}}
+    asked = asked_job().model_dump(exclude={"name"})
+    changed = {"perceive": {"engine": "fake", "everything": {"max_regions": 5}}, "describe": asked["describe"] | {"languages": ["zh"]}}
 
-    assert other_options(store, fake_job()) == {}
+    assert other_options(store, asked_job()) == {}
     assert other_options(store, fake_job(**changed)) == {run: ["describe.languages", "perceive.everything.max_regions"]}
 
 
 def test_resources_and_runs_that_committed_nothing_make_no_difference(tmp_path):
     store = write_dataset(tmp_path, mixed_parts())
-    faster = {"perceive": {"engine": "fake", "batch_size": 2, "pool": {"num_cpus": 3}}, "write": {"assets_per_part": 9}}
+    asked = {"describe": asked_job().describe.model_dump()}
+    faster = {"perceive": {"engine": "fake", "batch_size": 2, "pool": {"num_cpus": 3}}, "write": {"assets_per_part": 9}} | asked
     assert other_options(store, fake_job(**faster)) == {}
-    assert fake_job(**faster).hash() == fake_job().hash() != fake_job(assemble={"min_area_px": 4}).hash()
+    assert fake_job(**faster).hash() == asked_job().hash() != fake_job(assemble={"min_area_px": 4}).hash()
 
     RunRecord.new(fake_job(assemble={"min_area_px": 4})).write(store, status="interrupted", summary={"parts": 0})
-    assert other_options(store, fake_job()) == {}
+    assert other_options(store, asked_job()) == {}
 
 
 def test_a_damaged_run_record_is_named(store):

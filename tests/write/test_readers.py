@@ -47,7 +47,7 @@ def check_tracks(rows):
             else:
                 pixels = coco_mask.decode({"size": list(frame["mask"]["size"]), "counts": frame["mask"]["counts"]})
                 assert np.array_equal(mask, pixels)
-        assert [event["text_zh"] for event in row["events"]] == ["它走了", None]
+        assert [event["text_zh"] for event in row["events"]] == ["它走了", "它开门"]
         assert row["caption_en"] == "It opens the door and"
 
 
