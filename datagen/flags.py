@@ -17,16 +17,21 @@ TEXT_FLAGS = {
 
 REGION_FLAGS = {
     "absent": "the mask decoder says that there is no object (object_score <= 0)",
+    "prompt_clipped": "the box that asked for it reached out of the image, and was cut to it",
 }
 
 TRACK_FLAGS = {
     "absent": "it is seen in no frame of the clip",
+    "ended_at_cut": "it was followed to a shot cut, and does not go on behind it",
     "empty_mask": "in some frame the model says that it is there (object_score > 0), and no pixel of its mask is left",
 }
 # As TEXT_FLAGS, of tracks alone.
 EVENT_FLAGS = {"history_cut": "the caption before was shortened to fit the context"}
 
-CLIP_FLAGS: dict[str, str] = {}
+CLIP_FLAGS = {
+    "clock_restart": "the file's clock begins anew in it",
+    "shot_end": "the shot changes where it ends, and no object goes on",
+}
 
 # Reasons in `dropped`: what was found and left out.
 DROP_REASONS = {
@@ -45,9 +50,29 @@ DROP_REASONS = {
     "empty_text": "regions none of whose texts has a letter (assemble.drop_empty_text)",
     # of the file
     "corrupt_packets": "damaged packets of a video",
+    "missing_frame": "frames of a video that could not be decoded or placed in time",
+    # of videos whose input asks for objects
+    "ended_at_cut": "objects that a shot cut ends",
+    "lost": "objects out of sight that cannot be looked for any more",
+    # prompts that cannot be used
+    "bad_annotation": "masks of a folder of frames that cannot be read, or are none",
+    "crowd": "annotations of crowds, which are no object",
+    "prompt_conflict": "two prompts of one object on one frame contradict one another",
+    "prompt_empty": "it asks for nothing, or its mask has no pixel",
+    "prompt_frame": "it is about a frame or a time that the video does not have",
+    "prompt_inverted": "its box is empty or inverted",
+    "prompt_labels": "its labels are not one per point, 1 or 0",
+    "prompt_malformed": "it is not written as a prompt",
+    "prompt_mask": "its mask is damaged",
+    "prompt_mask_size": "its mask is of another size",
+    "prompt_nan": "its coordinates are no numbers",
+    "prompt_negative": "it says only where its object is not",
+    "prompt_nested": "it is nested too deeply",
+    "prompt_not_reached": "the video failed before its frame",
+    "prompt_outside": "it lies outside of the picture",
+    "prompt_shares": "its coordinates are shares of the sides, and no pixels",
+    "prompt_too_large": "it is too large",
 }
-# Prompts that could not be used are counted under the code that says why; all of these begin so.
-PROMPT_REASONS = ("prompt_", "manifest_", "coco_")
 
 PROMPT_SOURCES = ("manifest", "coco", "everything", "handover")
 MASK_SOURCES = ("prompt", "candidate", "refined", "given")
@@ -65,4 +90,4 @@ def is_flag(table: str, flag: str) -> bool:
 
 def is_drop_reason(reason: str) -> bool:
     """Whether this may stand in `dropped`."""
-    return reason in DROP_REASONS or reason.startswith(PROMPT_REASONS)
+    return reason in DROP_REASONS

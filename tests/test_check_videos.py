@@ -256,7 +256,7 @@ def test_a_clip_with_tracks_has_a_size(root):
         (21, "duration_s", lambda s: s + 1, {"video_row": 1}),
         (21, "dropped", lambda _: [], {"video_row": 1}),
         (21, "part_id", lambda _: "elsewhere", {"part_id": 1}),
-        (21, "run_id", lambda _: "another", {"unknown_run": 1, "video_row": 1, "lost_asset": 1}),
+        (21, "run_id", lambda _: "another", {"unknown_run": 1, "video_row": 1}),
         (22, "media_type", lambda _: "image", {"media_type": 1, "stray_clip": 1}),
         (22, "media_type", lambda _: "sound", {"media_type": 1, "stray_clip": 1}),
         (22, "num_tracks", lambda _: None, {"media_type": 1, "track_count": 1}),

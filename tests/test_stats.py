@@ -32,7 +32,7 @@ def test_counts(root):
     assert found["labels"]["en"] == {"thing 0": 7, "thing 1": 7, "thing 2": 3}
     assert found["labels"]["zh"] == {"东西": 17}
     assert found["texts"]["caption_en"] == {"count": 17, "mean_characters": 19.0, "lengths": {"5-9": 17}, "finish": {"length": 17}}
-    assert set(found["texts"]) == {"label_en", "label_zh", "caption_en"}
+    assert set(found["texts"]) == {"label_en", "label_zh", "caption_en", "caption_zh"}
     json.dumps(found)
 
 
@@ -40,7 +40,7 @@ def test_runs_have_rates(root):
     (run,) = dataset_stats(str(root))["runs"]
     assert run["status"] == "finished"
     assert (run["assets"], run["regions"], run["seconds"]) == (9, 10, 2.0)
-    assert (run["assets_per_s"], run["regions_per_s"], run["output_tokens_per_s"]) == (2.0, 5.0, 25.0)
+    assert (run["assets_per_s"], run["regions_per_s"], run["output_tokens_per_s"]) == (4.5, 5.0, 25.0)
     assert run["cached_share"] is None
     assert "trk/s" not in text_of(dataset_stats(str(root)))
 
@@ -138,7 +138,7 @@ def test_counts_of_videos(films):
     english = {"count": 22, "mean_characters": 21.0, "lengths": {"5-9": 22}, "finish": {"stop": 11, "length": 11}}
     assert videos["texts"] == {
         "event_en": english,
-        "event_zh": {"count": 11, "mean_characters": 3.0, "lengths": {"1-4": 11}, "finish": {"stop": 11}},
+        "event_zh": {"count": 22, "mean_characters": 3.0, "lengths": {"1-4": 22}, "finish": {"stop": 22}},
     }
 
 

@@ -64,8 +64,10 @@ USED = {
 # What scripts may react to in the report of `datagen check`.
 VIOLATIONS = {
     *("marker", "debris", "unexpected_file", "orphan_part", "unreadable_part", "schema", "empty_part"),
-    *("part_name", "part_id", "unknown_run", "mixed_runs"),
-    *("lost_asset", "duplicate_asset", "media_type", "status", "failed_row", "asset_size"),
+    *("run_record", "crash_file", "meta_file"),
+    *("part_name", "part_id", "unknown_run", "mixed_runs", "value", "extra", "dropped", "flags", "prompt"),
+    *("text", "logprob", "caption", "score", "frame_gap", "prompt_count"),
+    *("lost_asset", "duplicate_asset", "duplicate_uri", "media_type", "status", "failed_row", "asset_size"),
     *("region_count", "track_count", "clip_count", "video_row"),
     *("duplicate_region", "stray_region", "region_id", "mask", "area", "box", "token_logprobs"),
     *("duplicate_clip", "stray_clip", "clip_id", "clip_times", "last_clip", "handover"),
