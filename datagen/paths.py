@@ -17,7 +17,7 @@ PATHS_OR_NAMES = (("source", "annotations"), ("model", "checkpoint"), ("model", 
 EMBEDDED = ("tiny", "tiny-shapes")
 """Checkpoints by name, without any download: random weights made from a seed, and one trained on `datagen.scenes`."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)*")
 # What a run record says of each: where it was found.
 _RECORDED_AS = {"checkpoint": "folder", "sam2": "sam2_weights", "sam2_config": "sam2_config"}
 # Places that libraries take from the environment, for processes that may have another current folder than this one.
@@ -62,7 +62,10 @@ def is_name(option: str, value: str) -> bool:
         return True
     if os.path.exists(os.path.expanduser(value)):
         return False
-    return option == "sam2_config" or _HUB_ID.fullmatch(value) is not None
+    if option == "sam2_config":
+        return True
+    # OWNER/NAME/FOLDER is a folder of a repository, unless there is a folder OWNER here.
+    return _HUB_ID.fullmatch(value) is not None and not (value.count("/") > 1 and os.path.isdir(value.split("/")[0]))
 
 
 def as_recorded(job: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
+_ERROR_CODES = {"Entry not found": "EntryNotFound", "Repository not found": "RepoNotFound", "Revision not found": "RevisionNotFound"}
 
 
 class FakeHub:
@@ -24,17 +26,28 @@ class FakeHub:
 
     def answer(self, method: str, path: str, query: Mapping[str, list[str]]) -> tuple[int, Any]:
         """Status and body, bytes or JSON, of one request; path without the leading slash."""
-        parts = path.removeprefix("api/").removeprefix("datasets/").split("/")
-        repository, (action, _, *rest) = "/".join(parts[:2]), [*parts[2:], "", ""]
+        parts = path.removeprefix("api/").removeprefix("datasets/").removeprefix("models/").split("/")
+        repository, (action, revision, *rest) = "/".join(parts[:2]), [*parts[2:], "", ""]
         files, place = self.repositories.get(repository), "/".join(part for part in rest if part)
         self.asked[action or "info"] += 1
         if files is None:
             return 404, {"error": "Repository not found"}
+        if revision not in ("", "main", _COMMIT):
+            return 404, {"error": "Revision not found"}
         match action:
             case "" | "revision":
-                return 200, {"id": repository, "sha": _COMMIT, "private": False, "siblings": [], "tags": [], "downloads": 0, "likes": 0}
+                return 200, {
+                    "id": repository,
+                    "sha": _COMMIT,
+                    "private": False,
+                    "siblings": [{"rfilename": name} for name in files],
+                    "tags": [],
+                    "downloads": 0,
+                    "likes": 0,
+                }
             case "tree":
-                return self._tree(files, f"{place}/" if place else "")
+                is_recursive = query.get("recursive", ["False"])[0].lower() == "true"
+                return self._tree(files, f"{place}/" if place else "", is_recursive)
             case "paths-info":
                 return 200, [_entry(name, files) for name in query["paths"] if _entry(name, files)]
             case "resolve" if place in files:
@@ -42,14 +55,15 @@ class FakeHub:
         return 404, {"error": "Entry not found"}
 
     @staticmethod
-    def _tree(files: dict[str, bytes], prefix: str) -> tuple[int, Any]:
-        names = {prefix + name.removeprefix(prefix).split("/")[0] for name in files if name.startswith(prefix)}
+    def _tree(files: dict[str, bytes], prefix: str, is_recursive: bool) -> tuple[int, Any]:
+        below = [name for name in files if name.startswith(prefix)]
+        names = set(below) if is_recursive else {prefix + name.removeprefix(prefix).split("/")[0] for name in below}
         return (200, [_entry(name, files) for name in sorted(names)]) if names else (404, {"error": "Entry not found"})
 
 
 def _entry(name: str, files: dict[str, bytes]) -> dict[str, Any] | None:
     if name in files:
-        return {"type": "file", "path": name, "size": len(files[name]), "oid": f"{hash(files[name]) & 0xFFFFFFFF:040x}"}
+        return {"type": "file", "path": name, "size": len(files[name]), "oid": hashlib.sha1(files[name]).hexdigest()}
     return {"type": "directory", "path": name, "oid": "0" * 40, "size": 0} if any(f.startswith(f"{name}/") for f in files) else None
 
 
@@ -67,18 +81,19 @@ def serving(hub: FakeHub) -> Iterator[str]:
             if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
                 status, found = 401, {"error": "Invalid credentials"}
             data = found if isinstance(found, bytes) else json.dumps(found).encode()
+            etag = hashlib.sha1(data).hexdigest()
             wanted = self.headers.get("Range", "").removeprefix("bytes=")
             self.send_response_only(206 if wanted and status == 200 else status)
             if wanted and status == 200:
                 first, _, last = wanted.partition("-")
                 self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
                 data = data[int(first) : int(last or len(data)) + 1]
-            for name, value in (("ETag", f'"{_COMMIT}"'), ("X-Repo-Commit", _COMMIT), ("Content-Length", str(len(data)))):
+            for name, value in (("ETag", f'"{etag}"'), ("X-Repo-Commit", _COMMIT), ("Content-Length", str(len(data)))):
                 self.send_header(name, value)
             if status == 401:
                 self.send_header("X-Error-Code", "GatedRepo")
             elif status == 404:
-                self.send_header("X-Error-Code", "EntryNotFound" if "Entry" in found["error"] else "RepoNotFound")
+                self.send_header("X-Error-Code", _ERROR_CODES[found["error"]])
             self.end_headers()
             if self.command != "HEAD":
                 hub.bytes_sent += len(data)

@@ -56,9 +56,10 @@ def test_every_way_of_writing_a_place_is_the_same_place(home: Path, way: str) ->
 
 
 def test_names_stay_and_what_is_no_name_says_where_it_was_looked_for(home: Path) -> None:
+    (home / "students").mkdir()
     (home / "tiny").mkdir()  # a checkpoint of the package, whatever lies here
     config = "configs/sam2.1/sam2.1_hiera_l.yaml"
-    for checkpoint in ("tiny", "tiny-shapes", "Perceive-Anything/PAM-3B"):
+    for checkpoint in ("tiny", "tiny-shapes", "Perceive-Anything/PAM-3B", "Perceive-Anything/PAM-3B/PAM-3B"):
         options = {"model": {"checkpoint": checkpoint, "sam2": "facebook/sam2.1-hiera-large", "sam2_config": config}}
         options["source"] = {"annotations": "none"}
         assert located(parse_job(options).model_dump()) == {}

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from datagen.errors import ModelLoadError
 from datagen.job import ModelOptions
+from datagen.pam.hub import WITHOUT_DOWNLOAD, card_of, checkpoint_from_hub, checkpoint_in, files_from_hub
 from datagen.paths import EMBEDDED
 from datagen.plain_json import read_json
 from datagen.share import cache_folder
@@ -28,7 +29,6 @@ DEFAULT_SAM2 = "facebook/sam2.1-hiera-large"
 _SAM2_CONFIGS = {size: f"configs/sam2.1/sam2.1_hiera_{size}.yaml" for size in ("t", "s", "b+", "l")}
 _SAM2_FILES = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
 _TINY_SHAPES = Path(__file__).with_name("tiny_shapes")
-WITHOUT_DOWNLOAD = "To try datagen without a download: --model tiny-shapes"
 _SIZES = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings", "mm_hidden_size"), 2**24),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), 4096),
@@ -123,9 +123,9 @@ class ModelFiles:
         return Checkpoint(self.checkpoint).weight_files() + ([] if self.sam2_weights is None else [self.sam2_weights])
 
     def license(self) -> str:
-        """The checkpoint's licence as its own model card states it; `unknown` when it has none."""
-        card = self.checkpoint / "README.md"
-        if not card.is_file():
+        """The checkpoint's licence as its model card, in its folder or above it, states it; `unknown` when it has none."""
+        card = card_of(self.checkpoint)
+        if card is None:
             return "unknown"
         found = re.search(r"^license(?:_name)?:\s*(\S+)\s*$", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
         return found[1] if found else "unknown"
@@ -158,8 +158,8 @@ def checkpoint_folder(options: ModelOptions) -> Path:
         return _TINY_SHAPES
     folder = Path(options.checkpoint).expanduser()
     if folder.is_dir():
-        return folder.resolve()
-    return _download(options.checkpoint, options.revision, ["*.json", "*.safetensors", "*.txt", "README.md", "sam2/*"])
+        return checkpoint_in(folder.resolve(), options.checkpoint)
+    return checkpoint_from_hub(options.checkpoint, options.revision)
 
 
 def _tiny_folder() -> Path:
@@ -211,7 +211,7 @@ def _sam2_at(path: Path, suffixes: tuple[str, ...] = (".pt", ".safetensors")) ->
 def _sam2_from_hub(name: str) -> tuple[Path, str | None]:
     # The official repositories also hold the weights under the key names of transformers, as safetensors.
     official = name.startswith("facebook/sam2")
-    folder = _download(name, None, ["*.pt"] if official else ["*.pt", "*.safetensors", "*.json"])
+    folder = files_from_hub(name, ["*.pt"] if official else ["*.pt", "*.safetensors", "*.json"])
     return _sam2_at(folder, (".pt",)) if official else _sam2_at(folder)
 
 
@@ -251,17 +251,3 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     if strangers:
         raise ModelLoadError(f"{path} holds under `model` what is no weight: {', '.join(strangers[:5])!r:.200}")
     return state
-
-
-def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ModelLoadError(f"no weights at {name}: it is no folder or file here, and no hub id (owner/name). {WITHOUT_DOWNLOAD}")
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        message = f"cannot get {name}: no such folder here, not in the hub's cache, and the hub did not give it ({reason}). "
-        message += f"Give model.checkpoint and model.sam2 as local paths, or fetch them first. {WITHOUT_DOWNLOAD}"
-        raise ModelLoadError(message) from error

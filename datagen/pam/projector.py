@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from datagen.errors import ModelLoadError
-from datagen.pam.checkpoint import AGAIN, WITHOUT_DOWNLOAD, Checkpoint
+from datagen.pam.checkpoint import AGAIN, Checkpoint
 from datagen.pam.gradients import no_gradients_unless_training
+from datagen.pam.hub import WITHOUT_DOWNLOAD
 from datagen.pam.prompts import PromptIds
 
 

@@ -98,7 +98,8 @@ def test_the_config_follows_from_the_shapes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"checkpoint": "nobody/nothing-here"}, {"checkpoint": "no such folder"}, {"checkpoint": ".", "sam2": "a/b"}]
+    "options",
+    [{"checkpoint": "nobody/nothing-here"}, {"checkpoint": "no such folder"}, {"checkpoint": str(GOLDEN / "pam_tiny"), "sam2": "a/b"}],
 )
 def test_missing_weights_name_what_was_tried_and_the_way_out(options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
