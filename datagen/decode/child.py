@@ -86,4 +86,4 @@ class DecoderProcess(ChildOwner):
             return
         pixels = np.empty((self._image_size, self._image_size, 3), dtype=np.uint8)
         child.fill(pixels.data.cast("B"), deadline)
-        outcome.decoded = Decoded(answer["width"], answer["height"], pixels, answer["num_frames"])
+        outcome.decoded = Decoded(answer["width"], answer["height"], pixels, answer["num_frames"], answer["is_turned"])

@@ -43,13 +43,15 @@ _STRIP_ROWS = 64
 class Decoded:
     """A picture ready for the model. width and height (px) of the displayed image; pixels (S, S, 3) uint8 RGB, resized to the model's S.
 
-    num_frames: pictures in the file, of which this is the first: frames of an animation, or pages.
+    num_frames: pictures in the file, of which this is the first: frames of an animation, or pages. is_turned: EXIF says that what is
+    stored is turned by 90 degrees for display.
     """
 
     width: int
     height: int
     pixels: np.ndarray
     num_frames: int = 1
+    is_turned: bool = False
 
 
 def decode_image(data: bytes, options: DecodeOptions, image_size: int) -> Decoded:
@@ -62,11 +64,14 @@ def decode_image(data: bytes, options: DecodeOptions, image_size: int) -> Decode
     if not data:
         raise DecodeError("the file is empty (0 bytes)", code="empty_file")
     try:
-        shown = _turned(_loaded(data, options.max_pixels))
+        loaded = _loaded(data, options.max_pixels)
+        stored, shown = loaded.size, _turned(loaded)
+        del loaded
         resized = to_rgb(shown).resize((image_size, image_size), Image.Resampling.BICUBIC)
     except MemoryError as error:
         raise out_of_memory(options) from error
-    return Decoded(shown.width, shown.height, np.asarray(resized), num_frames(data, options.max_pixels))
+    is_turned = shown.size != stored or _is_turned_by_pillow(data, options.max_pixels)
+    return Decoded(shown.width, shown.height, np.asarray(resized), num_frames(data, options.max_pixels), is_turned)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -207,6 +212,15 @@ def _turned(image: Image.Image) -> Image.Image:
             return image
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
+
+
+def _is_turned_by_pillow(data: bytes, max_pixels: int) -> bool:
+    """Whether this is a TIFF whose sides change places while it is loaded."""
+    if claimed_format(data) != "TIFF":
+        return False
+    with _pixel_limit(max_pixels):
+        tags = getattr(_opened(data), "tag_v2", {})
+    return tags.get(_ORIENTATION_TAG) in (5, 6, 7, 8)
 
 
 def _stretched(values: np.ndarray) -> np.ndarray:

@@ -7,9 +7,10 @@ from concurrent.futures import Future
 from datagen.decode.child import DecoderProcess
 from datagen.decode.copies import LocalCopies
 from datagen.decode.files import largest_image_bytes
-from datagen.errors import DecodeError
+from datagen.errors import DecodeError, PromptError
 from datagen.job import DecodeOptions, S3Options
 from datagen.records import Asset, Sample
+from datagen.stated_size import check_stated_size
 
 # A thinner picture has no objects to find.
 _MIN_SIDE_PX = 2
@@ -68,6 +69,10 @@ class DecodeStep:
                 sample.num_frames = outcome.decoded.num_frames
                 sample.dropped[FURTHER_FRAMES] = sample.num_frames - 1
             sample.pixels = None if too_thin and asset.prompts is None else outcome.decoded.pixels
+            try:
+                check_stated_size(asset, sample.width, sample.height, is_turned=outcome.decoded.is_turned)
+            except PromptError as error:
+                sample.fail(error.code, error.message)
         elif outcome.error is not None:
             sample.fail(outcome.error.code, outcome.error.message)
 

@@ -69,10 +69,8 @@ class Worker:
         self.answers.send({"kind": "read", "size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
         fault_point("decode", uri)
         decoded: Decoded = decode_image(data, self._options, self._image_size)
-        self.answers.send(
-            {"kind": "decoded", "width": decoded.width, "height": decoded.height, "num_frames": decoded.num_frames},
-            decoded.pixels.tobytes(),
-        )
+        about = {name: getattr(decoded, name) for name in ("width", "height", "num_frames", "is_turned")}
+        self.answers.send({"kind": "decoded", **about}, decoded.pixels.tobytes())
 
     def _masks(self, path: str) -> None:
         from datagen.decode.object_masks import object_masks

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from datagen.errors import PromptError
 from datagen.perceive.prompts import check_positive, check_prompt
-from datagen.records import Failure, Prompt, Sample
+from datagen.records import CROWD, Failure, Prompt, Sample
 
 CLIPPED = "prompt_clipped"
 """Flag of a region whose box reached out of the image and was cut to it."""
@@ -53,8 +53,9 @@ def usable_prompts(sample: Sample) -> Usable:
 
 
 def refusal(sample: Sample, usable: Usable) -> Failure | None:
-    """Why an image fails whose input gave prompts, of which none is usable; None when one is, or when it gave none."""
+    """Why an image fails whose input gave prompts, of which none is usable; None when one is, or when it gave none, or crowds alone."""
     refused = usable.refused + Counter(sample.asset.dropped)
+    refused.pop(CROWD, None)
     if usable.prompts or not refused:
         return None
     counts = ", ".join(f"{count} {code}" for code, count in sorted(refused.items()))

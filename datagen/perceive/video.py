@@ -16,6 +16,7 @@ from datagen.perceive.clips import ClipFindings, ClipObject, ClipPerceiver, Clip
 from datagen.perceive.prompted_frames import frame_numbers
 from datagen.perceive.prompts import check_prompt, merge_prompts
 from datagen.records import Asset, Clip, ClipSpan, DecodedFrame, Handover, Prompt, ResumePoint, Sample, Span, SpanPlan, VideoInfo
+from datagen.stated_size import check_stated_size
 
 _STOPS = (JobError, ModelLoadError, ClusterError, StorageError)
 
@@ -99,6 +100,8 @@ class VideoPerceiveStep:
             return
         try:
             video = self._reader.open_video(sample.asset.uri, sample.asset.span)
+            info = video.info
+            check_stated_size(sample.asset, info.width, info.height, is_turned=info.rotation % 180 == 90)
             ids = _TrackIds(sample.asset.asset_id, resume.next_track)
             asked = _by_object(sample.asset, video, ids)
         except _STOPS:

@@ -22,9 +22,6 @@ from datagen.sources.values import plain, shown
 
 Box = tuple[float, float, float, float]
 
-CROWD = "crowd"
-"""Code of an annotation of many objects at once, which is no prompt for one and no object of gold."""
-
 NESTED = "prompt_nested"
 """Code of an annotation with a field that is nested too deeply."""
 

@@ -16,6 +16,7 @@ from datagen.records import Asset, Failure
 from datagen.remote import checked_uri, is_remote, open_file, redacted, version_of
 from datagen.sources.columns import COLUMNS
 from datagen.sources.prompts import SHORTHANDS, Given, given_prompts
+from datagen.sources.rle import whole_number
 from datagen.sources.uris import Media, Roots, inside, media_type_of, path_of_uri, uri_of, version_of_path
 from datagen.sources.values import ROW_TOO_LARGE, plain, shown
 from datagen.tables import BadRow
@@ -106,6 +107,7 @@ def fill(asset: Asset, row: Mapping[str, Any], where: str, columns: Sequence[str
     elif own:
         asset.asset_id = own
     asset.license = license_of(row)
+    asset.stated_size = size_of(row)
     given = Given(used=frozenset(columns))
     try:
         given = given_prompts(row, asset.media_type, columns, lenient)
@@ -116,6 +118,14 @@ def fill(asset: Asset, row: Mapping[str, Any], where: str, columns: Sequence[str
         asset.failure = asset.failure or Failure(code, f"{where}: {plain(str(error))}")
     asset.extra = extra_of(row, columns, given)
     return given
+
+
+def size_of(row: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(width, height) px of the picture where a row says so in columns of these names, which pass through all the same."""
+    width, height = whole_number(row.get("width")), whole_number(row.get("height"))
+    if width is None or height is None or min(width, height) < 1 or max(width, height) >= 2**31:
+        return None
+    return width, height
 
 
 def license_of(row: Mapping[str, Any]) -> str | None:
