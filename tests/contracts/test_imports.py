@@ -30,6 +30,7 @@ SHARED = (
     "processes",
     "ranges",
     "records",
+    "stated_size",
     "redaction",
     "remote",
     "s3",

@@ -45,7 +45,7 @@ IMAGE_CODES |= {"decoder_crashed", "decode_timeout"}
 VIDEO_CODES = IMAGE_CODES - {"not_an_image"} | {"not_a_video", "no_video_stream", "no_frames", "unsupported_codec"}
 LISTING_CODES = {
     *("manifest_bad_row", "manifest_no_uri", "manifest_bad_id", "manifest_bad_prompts", "manifest_rows_conflict", "row_too_large"),
-    *("unsupported_uri", "refused_uri"),
+    *("unsupported_uri", "refused_uri", "missing_file", "stated_size"),
 }
 _TABLE_CODES = {"table_damaged", "no_image_column"}
 HOLDER_CODES = {  # further ones, by suffix, of files that may hold the pictures themselves
