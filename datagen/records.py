@@ -21,10 +21,6 @@ Task = Literal["label", "definition", "caption", "description"]
 Language = Literal["en", "zh"]
 
 
-CROWD = "crowd"
-"""What `dropped` calls an annotation of many objects at once: it is no prompt, and no mistake of the input either."""
-
-
 class RLE(TypedDict):
     """COCO run-length encoding: `size` is [height, width], `counts` the compressed string (column-major runs)."""
 

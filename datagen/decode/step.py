@@ -10,7 +10,7 @@ from datagen.decode.files import largest_image_bytes
 from datagen.errors import DecodeError, PromptError
 from datagen.job import DecodeOptions, S3Options
 from datagen.records import Asset, Sample
-from datagen.stated_size import check_stated_size
+from datagen.stated import check_stated_size
 
 # A thinner picture has no objects to find.
 _MIN_SIDE_PX = 2

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from datagen.errors import PromptError
 from datagen.perceive.prompts import check_positive, check_prompt
-from datagen.records import CROWD, Failure, Prompt, Sample
+from datagen.records import Failure, Prompt, Sample
+from datagen.stated import CROWD
 
 CLIPPED = "prompt_clipped"
 """Flag of a region whose box reached out of the image and was cut to it."""

@@ -16,7 +16,7 @@ from datagen.perceive.clips import ClipFindings, ClipObject, ClipPerceiver, Clip
 from datagen.perceive.prompted_frames import frame_numbers
 from datagen.perceive.prompts import check_prompt, merge_prompts
 from datagen.records import Asset, Clip, ClipSpan, DecodedFrame, Handover, Prompt, ResumePoint, Sample, Span, SpanPlan, VideoInfo
-from datagen.stated_size import check_stated_size
+from datagen.stated import check_stated_size
 
 _STOPS = (JobError, ModelLoadError, ClusterError, StorageError)
 

@@ -9,12 +9,13 @@ from typing import Any, Literal
 from datagen.errors import PromptError, SourceError
 from datagen.ids import asset_id_of
 from datagen.job import S3Options, SourceOptions
-from datagen.records import CROWD, Asset, Failure, Prompt
+from datagen.records import Asset, Failure, Prompt
 from datagen.sources.coco_document import CocoAnnotation, CocoImage, Document, read_document
 from datagen.sources.coco_media import MediaFinder, Place
 from datagen.sources.rows import RowReader, absolute
 from datagen.sources.uris import uri_of
 from datagen.sources.values import plain
+from datagen.stated import CROWD
 
 PromptKind = Literal["box", "mask"]
 

@@ -30,7 +30,7 @@ SHARED = (
     "processes",
     "ranges",
     "records",
-    "stated_size",
+    "stated",
     "redaction",
     "remote",
     "s3",

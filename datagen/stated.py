@@ -1,9 +1,15 @@
-"""The size that the input states of a picture or video, held against the decoded one: where they differ, prompts lie elsewhere."""
+"""What an input states beside prompts: how large a picture or video is, and which annotations are of no single object.
+
+The stated size is held against the decoded one: where they differ, prompts lie elsewhere.
+"""
 
 from __future__ import annotations
 
 from datagen.errors import PromptError
 from datagen.records import Asset
+
+CROWD = "crowd"
+"""What `dropped` calls an annotation of many objects at once: it is no prompt, and no mistake of the input either."""
 
 
 def check_stated_size(asset: Asset, width: int, height: int, *, is_turned: bool) -> None:
