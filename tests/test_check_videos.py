@@ -308,7 +308,7 @@ def events(first=(), second=()):
         ("frames", frames(frame_index=24, at=7), "frame_index+frame_gap"),
         ("frames", frames(frame_index=16, at=7), "frame_index+frame_gap"),
         ("frames", frames(frame_index=7, at=3), "frame_index+frame_gap"),
-        ("frames", frames(timestamp_s=2.25), "timestamp"),
+        ("frames", frames(timestamp_s=2.26), "timestamp"),
         ("frames", frames(timestamp_s=1.75), "timestamp"),
         ("frames", frames(timestamp_s=4.0, at=7), "timestamp"),
         ("frames", frames(timestamp_s=math.nan, at=3), "timestamp"),

@@ -37,6 +37,7 @@ def test_it_is_the_array_that_was_encoded(masks, piece, data):
     assert isinstance(found[piece], Masklet)
     assert np.array_equal(np.asarray(found[piece]), masks[piece])
     assert found[piece].frame_indices.tolist() == (3 + np.arange(len(masks)))[piece].tolist()
+    assert found[piece].timestamps_s.tolist() == (np.arange(len(masks)) / 4)[piece].tolist()
     position = data.draw(st.integers(-len(masks), len(masks) - 1))
     assert np.array_equal(found[position], masks[position])
     assert found.is_seen.tolist() == masks.any(axis=(1, 2)).tolist()

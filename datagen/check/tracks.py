@@ -170,16 +170,18 @@ def _order_problems(row: Row, clip: Row) -> Iterator[Problem]:
     if len(indices) > num_frames:
         yield "frame_index", f"{len(indices)} frames, while num_frames of its clip is {num_frames}", track_id
     times = [frame["timestamp_s"] for frame in row["frames"]]
-    if not _rises(times, clip["start_s"] - TOLERANCE_S, clip["end_s"]):
-        yield "timestamp", f"{_short(times)} s are not rising times in {clip['start_s']} to {clip['end_s']} s", track_id
+    if not _rises(times, clip["start_s"] - TOLERANCE_S, clip["end_s"], or_stay=True):  # a file may have several frames of one time
+        yield "timestamp", f"{_short(times)} s are times that fall, or are not in {clip['start_s']} to {clip['end_s']} s", track_id
     prompted = [prompt["frame_index"] for prompt in row["prompts"]]
     if not _rises(prompted, 0, math.inf) or not set(prompted) <= set(indices):
         yield "prompt_frame", f"prompted frames {_short(prompted)} are not rising numbers of its frames", track_id
 
 
-def _rises(numbers: Sequence[float], low: float, high: float) -> bool:
-    """Whether numbers rise strictly within [low, high)."""
-    return not numbers or (low <= numbers[0] and numbers[-1] < high and all(one < other for one, other in pairwise(numbers)))
+def _rises(numbers: Sequence[float], low: float, high: float, *, or_stay: bool = False) -> bool:
+    """Whether numbers rise within [low, high); strictly, or with equal ones among them."""
+    if numbers and not (low <= numbers[0] and numbers[-1] < high):
+        return False
+    return all(one < other or (or_stay and one == other) for one, other in pairwise(numbers))
 
 
 def _event_problems(row: Row, clip: Row) -> Iterator[str]:

@@ -124,6 +124,8 @@ def test_frames_stand_upright(reader, tmp_path, container, codec, turn):
     path = write_video(tmp_path / f"turned.{container}", [np.asarray(quadrants())] * 2, codec, turn=turn)
     info = reader.probe(str(path), "turned").info
     assert (info.width, info.height) == ((48, 64) if turn[0] % 180 else (64, 48))
+    # Mirrored after a turn is the same as turned the other way after mirroring, which is how it is told.
+    assert info.rotation == (-turn[0] % 360 if turn[1] else turn[0])
     pixels = read(reader, path)[0].pixels
     near, far = SIZE // 4, 3 * SIZE // 4
     np.testing.assert_allclose(pixels[[near, near, far, far], [near, far, near, far]].astype(int), TURNS[turn], atol=14)
