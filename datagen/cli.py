@@ -17,6 +17,7 @@ from datagen.cluster.commands import add_commands
 from datagen.errors import DatagenError, JobError
 from datagen.interrupts import INTERRUPTED, STOPPED, sigterm_is_ctrl_c
 from datagen.job import ModelOptions
+from datagen.machine import settle, settle_streams
 from datagen.redaction import redact
 
 app = typer.Typer(
@@ -74,7 +75,10 @@ def run(
     if summary.stopped:
         _say_ended("stopped", f"{summary.stopped}; ", STOPPED)
     finished = sum(summary.statuses.values())
-    if finished and summary.statuses["failed"] / finished > job.run.max_failed_fraction:
+    failed, allowed = summary.statuses["failed"], job.run.max_failed_fraction
+    if finished and failed / finished > allowed:
+        why = f"{failed} of the {finished} assets of this run failed, a larger share than run.max_failed_fraction ({allowed:g}) allows"
+        Console(stderr=True, highlight=False).print(f"[red]failed:[/red] {why}; the column error_code says why", soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -281,8 +285,10 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 def main() -> None:
     """Entry point of the `datagen` command; turns errors into one message and an exit code."""
+    settle_streams()
     sigterm_is_ctrl_c()
     try:
+        settle()
         app()
     except DatagenError as error:
         Console(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(redact(error.message))}")

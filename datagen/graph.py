@@ -35,6 +35,7 @@ from datagen.interrupts import handlers_kept
 from datagen.job import Job, Pool
 from datagen.landmarks import Landmark, Landmarks, look_for
 from datagen.ledger import Ledger, LedgerClient, LocalLedger, RayLedger
+from datagen.machine import ray_folder
 from datagen.patience import in_short
 from datagen.perceive import make_perceive_step, make_video_step
 from datagen.records import Sample
@@ -181,7 +182,9 @@ def start_ray(job: Job) -> bool:
     if ray.is_initialized():
         return False
     # `local`: without an address Ray would join whatever cluster was last started on this machine.
-    embedded: dict[str, Any] = {"address": "local", "include_dashboard": False, "num_cpus": _embedded_cpus(job)}
+    embedded: dict[str, Any] = {"address": "local", "include_dashboard": False, "num_cpus": _embedded_cpus(job), "_temp_dir": ray_folder()}
+    if os.environ.get("RAY_ENABLE_UV_RUN_RUNTIME_ENV") == "0":  # it may have been imported before that was said
+        ray._private.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
     quiet: dict[str, Any] = {"log_to_driver": True, "configure_logging": False}
     try:
         with handlers_kept():

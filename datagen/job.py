@@ -253,7 +253,9 @@ class RunOptions(Options):
         None, ge=1, le=65535, description="port where the embedded Ray serves metrics to Prometheus; left out: a free one, in the event log"
     )
     assets_per_wave: Positive = Field(250_000, description="assets handed to Ray at once; bounds the driver's memory")
-    max_failed_fraction: Fraction = Field(1.0, description="exit 1 when more assets than this share failed")
+    max_failed_fraction: Fraction = Field(
+        0.5, description="exit 1 when a larger share of the assets that this run did failed; 1: never, 0: when any did"
+    )
     retry_failed: int = Field(0, ge=0, description="failed assets are tried again in up to this many further runs, then left")
     deaths_timeout_s: float = Field(
         90.0, gt=0, description="workers may die again and again for this long while nothing gets done; then the run ends, seconds"

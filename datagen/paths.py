@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from datagen.errors import JobError
+
 PATHS = (("source", "input"), ("source", "media_root"), ("output",))
 PATHS_OR_NAMES = (("source", "annotations"), ("model", "checkpoint"), ("model", "sam2"), ("model", "sam2_config"))
 EMBEDDED = ("tiny", "tiny-shapes")
@@ -29,14 +31,25 @@ _VARIABLES = (
 
 
 def absolute(path: str) -> str:
-    """The path from the root, `~` resolved; URIs stay. Symbolic links are kept as written, and so is a final `/`."""
+    """The path from the root, `~` resolved; URIs stay. Symbolic links are kept as written, and so is a final `/`. Raises JobError where the
+    current folder is gone.
+    """
     if "://" in path or not path:
         return path
-    whole = os.path.join(os.getcwd(), os.path.expanduser(path))
+    whole = os.path.expanduser(path)
+    if not os.path.isabs(whole):
+        whole = os.path.join(_here(), whole)
     plain = os.path.abspath(whole)
     if os.path.realpath(plain) != os.path.realpath(whole):  # `..` behind a link does not lead back to where the link is
         plain = whole
     return plain + "/" if path.endswith("/") and plain != "/" else plain
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise JobError("the current folder is not there any more: change to another one, or give absolute paths") from error
 
 
 def located(job: Mapping[str, Any]) -> dict[str, Any]:

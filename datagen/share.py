@@ -6,7 +6,11 @@ In a checkout they are top-level folders; in an installed wheel they are under `
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+
+from datagen.errors import ClusterError
+from datagen.machine import is_writable, private_folder
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -21,5 +25,15 @@ def share_path(relative: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where datagen keeps what it makes once per machine: DATAGEN_CACHE, or ~/.cache/datagen."""
-    return Path(os.environ.get("DATAGEN_CACHE") or Path.home() / ".cache" / "datagen")
+    """Where datagen keeps what it makes once per machine: DATAGEN_CACHE, ~/.cache/datagen, or, where the home cannot be written, a folder
+    of this user among the temporary ones. Raises ClusterError where none can be written.
+    """
+    chosen = os.environ.get("DATAGEN_CACHE")
+    folder = Path(chosen) if chosen else Path(os.path.expanduser("~")) / ".cache" / "datagen"
+    with suppress(OSError):  # is said below, or another place is taken
+        folder.mkdir(parents=True, exist_ok=True)
+    if is_writable(folder):
+        return folder
+    if chosen:
+        raise ClusterError(f"DATAGEN_CACHE is {folder}, which cannot be made or written. Set it to a folder of yours")
+    return private_folder("cache")

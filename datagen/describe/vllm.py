@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import math
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +19,12 @@ import torch
 
 from datagen.describe import Completion, OnDeath, Request, Sampling, exit_process
 from datagen.describe.loop import LoopThread
+from datagen.describe.overhear import Overheard
 from datagen.describe.reaper import Reaper
 from datagen.describe.watchdog import Watchdog
 from datagen.errors import ClusterError, EngineDiedError, ModelLoadError, ModelOutputError
 from datagen.job import DescribeOptions
+from datagen.machine import settle, socket_folder
 from datagen.pam.checkpoint import Checkpoint
 from datagen.pam.llm import load_tokenizer, stop_token_ids, tokenizer_fingerprint
 from datagen.records import TokenLogprobs
@@ -73,13 +76,14 @@ class VllmEngine:
         self._reaper.close()
 
     def _start(self, arguments: dict[str, Any]) -> None:
+        overheard = Overheard()
         try:
-            with self._reaper.marking():
+            with self._reaper.marking(), overheard.listening():
                 self._loop.run(self._open(arguments))
-        except (RuntimeError, ValueError, OSError, ImportError) as error:
+        except Exception as error:  # vLLM, and what it is made of, have many
             self._loop.stop()
             self._reaper.close()
-            raise _explained(error) from error
+            raise _explained(error, overheard.last_error()) from error
 
     async def _open(self, arguments: dict[str, Any]) -> None:
         self._engine = _make_engine(arguments)
@@ -172,6 +176,9 @@ def _environment(options: DescribeOptions, device: str) -> Iterator[None]:
             # Otherwise the first request waits 15 s for a C++ compiler, to speed up the rank of a log-probability.
             wanted["TORCHDYNAMO_DISABLE"] = "1"
     before = dict(os.environ)
+    settle()  # this may be a worker on another machine than the driver's
+    if "VLLM_RPC_BASE_PATH" not in before and (sockets := socket_folder()) != tempfile.gettempdir():
+        wanted["VLLM_RPC_BASE_PATH"] = sockets
     os.environ.update({name: value for name, value in wanted.items() if name not in before})
     try:
         yield
@@ -244,13 +251,16 @@ def _sampling_params(sampling: Sampling, stop_ids: list[int]) -> Any:
     )
 
 
-def _explained(error: Exception) -> Exception:
+def _explained(error: Exception, said: str) -> Exception:
     if isinstance(error, ImportError):
         return ModelLoadError(
             f"vLLM cannot be imported ({error}). `make setup` in a checkout installs it (with LOCK=requirements/gpu.lock "
             "for CUDA); or set describe.engine to transformers"
         )
-    return ClusterError(
-        f"the vLLM engine did not start: {error}. Its own log above has the cause; most often too little memory: "
-        "lower describe.gpu_memory_fraction or describe.cpu_kv_cache_gib, or free the GPU"
-    )
+    own = " ".join(str(error).split())
+    # Where a process of its own failed, vLLM itself says only that; the cause is what that process said last.
+    cause = f"{type(error).__name__}: {own}" if not said or not isinstance(error, RuntimeError) else said
+    hint = ""
+    if any(word in f"{cause} {own}".lower() for word in ("memory", "kv cache", "cache blocks")):
+        hint = " Lower describe.gpu_memory_fraction or describe.cpu_kv_cache_gib, or free the GPU."
+    return ClusterError(f"the vLLM engine did not start: {cause.rstrip('.')}. The run's log has the whole.{hint}")

@@ -9,12 +9,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from datagen.machine import Unbroken
 
 if TYPE_CHECKING:
     from datagen.check import CheckReport
@@ -28,7 +30,7 @@ SHOWN = 50
 
 
 @contextmanager
-def noise_to(log: Path) -> Iterator[TextIO]:
+def noise_to(log: Path) -> Iterator[Any]:
     """Send this process's stdout and stderr, at the level of file descriptors, to `log`; yield the screen.
 
     Ray, vLLM and C++ libraries write to the descriptors directly, so redirecting `sys.stderr` would not catch them.
@@ -46,8 +48,8 @@ def noise_to(log: Path) -> Iterator[TextIO]:
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     try:
-        with os.fdopen(os.dup(saved_err), "w", encoding="utf-8", buffering=1) as screen:
-            yield screen
+        with os.fdopen(os.dup(saved_err), "w", encoding=sys.stderr.encoding or "utf-8", errors="backslashreplace", buffering=1) as terminal:
+            yield Unbroken(terminal)
     finally:
         root.removeHandler(handler)
         sys.stdout.flush()
@@ -69,7 +71,7 @@ def _rates(counters: dict[str, int], seconds: float) -> str:
 class RunProgress:
     """A progress bar on a terminal; elsewhere a line now and then, where there is news. Call it with the summary of the run so far."""
 
-    def __init__(self, screen: TextIO) -> None:
+    def __init__(self, screen: Any) -> None:
         self._console = Console(file=screen, highlight=False)
         self._first: float | None = None
         self._last, self._shown = 0.0, ""

@@ -21,6 +21,7 @@ from datagen.errors import JobError
 from datagen.events import log_event
 from datagen.job import Job
 from datagen.landmarks import Landmarks
+from datagen.machine import settle
 from datagen.paths import settle_environment
 from datagen.records import Asset, Sample
 from datagen.room import pools
@@ -70,6 +71,7 @@ def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen, a
     """
     job = job.located()
     settle_environment()
+    settle()
     required(job)
     stop = Stop(Spending(job.run.budget), job.run.grace_s)
     with stop.guarded():

@@ -22,6 +22,7 @@ SHARED = (
     "ids",
     "job",
     "ledger",
+    "machine",
     "masks",
     "metrics",
     "pam",
