@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import BinaryIO
 
 # FFmpeg's names of the demuxers that are used; its many others stay closed, playlists that name other files above all.
@@ -61,9 +62,26 @@ def container_of(path: str) -> tuple[str | None, bool]:
                 return name, False
 
 
+def has_second_movie(path: str) -> bool:
+    """Whether an MP4 file goes on after its movie with another one, as `cat a.mp4 b.mp4` makes it; nothing reads that. Raises OSError."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        if claimed_container(file.read(_HEAD_BYTES)) != "mp4":
+            return False
+        kinds = [kind for kind, end in _boxes(file, size) if end <= size]
+    return kinds.count(b"moov") > 1 and b"moof" not in kinds
+
+
 def _mp4_is_cut(file: BinaryIO, size: int) -> bool:
     """Whether a top-level box reaches beyond the end, or the one with the tables (moov) never comes. Whatever follows the boxes is none."""
-    position, seen = 0, set()
+    boxes = list(_boxes(file, size))
+    kinds = {kind for kind, _ in boxes}
+    return (bool(boxes) and boxes[-1][1] > size) or (b"mdat" in kinds and b"moov" not in kinds)
+
+
+def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
+    """The top-level boxes of an MP4 file: what each is, and where it ends, which may be behind the end of the file."""
+    position = 0
     while position + 8 <= size:
         file.seek(position)
         header = file.read(16)
@@ -73,10 +91,9 @@ def _mp4_is_cut(file: BinaryIO, size: int) -> bool:
         if length == 0:
             length = size - position
         if length < 8 or kind not in _ISO_BOXES | _LATER_ISO_BOXES:
-            break
-        seen.add(kind)
+            return
         position += length
-    return position > size or (b"mdat" in seen and b"moov" not in seen)
+        yield kind, position
 
 
 def _avi_is_cut(file: BinaryIO, size: int) -> bool:

@@ -40,6 +40,7 @@ class Footage(ABC):
         self._options = options
         self.num_corrupt = 0
         self.num_missing = 0
+        self.flags_at_end: list[str] = []
 
     def __enter__(self) -> Footage:
         return self
@@ -121,9 +122,10 @@ class Footage(ABC):
         return [self.timetable.index_at(time_s) if -TOLERANCE_S <= time_s <= end_s else None for time_s in times_s]
 
     def flags(self, start_s: float, end_s: float | None = None) -> list[str]:
-        """What is to be known of a part's times: `clock_restart`, where the file's clock begins anew in it."""
+        """What is to be known of a part: `clock_restart`, where the file's clock begins anew in it; of its end also `flags_at_end`."""
         first, end = self._bounds(start_s, end_s)
-        return ["clock_restart"] if any(first <= index < end for index in self.timetable.restarts) else []
+        flags = ["clock_restart"] if any(first <= index < end for index in self.timetable.restarts) else []
+        return flags + (self.flags_at_end if end >= len(self.timetable.times) else [])
 
     def _bounds(self, start_s: float, end_s: float | None) -> tuple[int, int]:
         table = self.timetable

@@ -162,9 +162,16 @@ def checksum_of_folder(path: str, alive: Callable[[], None]) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
+def check_folder(path: str) -> os.stat_result:
+    """Raises DecodeError with code `missing_file` or `unreadable` for what is no folder that can be read."""
+    _names(path)
+    return os.stat(path)
+
+
 def _names(path: str) -> list[str]:
     try:
-        return [entry.name for entry in os.scandir(path) if entry.is_file()]
+        with os.scandir(path) as entries:
+            return [entry.name for entry in entries if entry.is_file()]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DecodeError(f"there is no folder {path!r}", code="missing_file") from error
     except OSError as error:

@@ -150,7 +150,7 @@ class FrameStream:
 
     Once it is exhausted, `truncated` says whether the file ends before what it announces (the frames up to there were given),
     `corrupt_packets` how many packets did not decode, or only in part, `missing_frames` how many frames of the span no picture came of, and
-    `flags` what else is to be known of it: `clock_restart`, where the file's clock begins anew.
+    `flags` what else is to be known of it (see footage.Footage.flags).
     """
 
     def __init__(self, request: dict[str, Any], answers: Iterator[Answer]) -> None:

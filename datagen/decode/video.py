@@ -23,7 +23,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image
 
-from datagen.decode.containers import DEMUXERS, container_of
+from datagen.decode.containers import DEMUXERS, container_of, has_second_movie
 from datagen.decode.files import check_file
 from datagen.decode.footage import Footage, Shown
 from datagen.decode.image import over_white
@@ -75,6 +75,8 @@ class VideoFile(Footage):
         self._alive = alive
         self._converter = VideoReformatter()
         self._claimed, self._is_cut = container_of(path)
+        if has_second_movie(path):
+            self.flags_at_end.append("second_movie_unread")
         self._open()
         try:
             self.timetable = read_timetable(self._container, self._stream, alive)

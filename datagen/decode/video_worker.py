@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import islice
@@ -11,11 +10,12 @@ from typing import Any
 
 from datagen.decode.files import check_file, checksum
 from datagen.decode.footage import Footage
-from datagen.decode.pictures import AnimatedWebp, FrameFolder, checksum_of_folder, is_webp
+from datagen.decode.pictures import AnimatedWebp, FrameFolder, check_folder, checksum_of_folder, is_webp
 from datagen.decode.shots import clips_of
 from datagen.decode.video import VideoFile
 from datagen.decode.wire import Answers
 from datagen.faults import fault_point
+from datagen.frame_names import is_frame_folder
 from datagen.job import DecodeOptions
 
 
@@ -42,7 +42,7 @@ class VideoWorker:
                 self._frames(request)
 
     def _probe(self, path: str, uri: str) -> None:
-        size_bytes, sha256 = (checksum_of_folder if os.path.isdir(path) else checksum)(path, self._answers.alive)
+        size_bytes, sha256 = (checksum_of_folder if is_frame_folder(path) else checksum)(path, self._answers.alive)
         self._answers.send({"kind": "read", "size_bytes": size_bytes, "sha256": sha256})
         fault_point("decode", uri)
         self._answers.send({"kind": "probed", "info": asdict(self._video(path).info)})
@@ -69,7 +69,7 @@ class VideoWorker:
         self._answers.send({"kind": "end", "truncated": video.info.truncated, "flags": flags, **counts})
 
     def _video(self, path: str) -> Footage:
-        status = os.stat(path) if os.path.isdir(path) else check_file(path)
+        status = check_folder(path) if is_frame_folder(path) else check_file(path)
         key = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         if self._open is None or self._open[0] != key:
             if self._open is not None:
@@ -81,7 +81,7 @@ class VideoWorker:
 
 def open_footage(path: str, options: DecodeOptions, alive: Callable[[], None] = lambda: None) -> Footage:
     """A video of any kind: a file, an animated picture, or a folder of frames. Raises DecodeError as each of them does."""
-    if os.path.isdir(path):
+    if is_frame_folder(path):
         return FrameFolder(path, options, alive)
     if is_webp(path):
         return AnimatedWebp(path, options, alive)

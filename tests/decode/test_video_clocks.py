@@ -212,3 +212,22 @@ def test_a_seam_is_not_damage_and_a_hole_is(reader, tmp_path):
     found = list(stream)
     assert len(found) == 22
     assert [round(frame.timestamp_s * 10) for frame in found] == [*range(10), *range(12, 24)]
+
+
+def test_mp4_files_put_behind_one_another_say_that_the_second_is_not_read(reader, tmp_path):
+    first, second = clip(tmp_path, 10, "first.mp4").read_bytes(), clip(tmp_path, 6, "second.mp4").read_bytes()
+    pieces = write_video(
+        tmp_path / "pieces.mp4", map(numbered, range(10)), gop=5, muxer={"movflags": "frag_keyframe+empty_moov"}
+    ).read_bytes()
+    path = tmp_path / "joined.mp4"
+    flags = []
+    for data in (first, first + second, first + second[:-40], pieces):
+        path.write_bytes(data)
+        stream = reader.open(str(path), "joined")
+        assert numbers(stream) == list(range(10))
+        flags.append(stream.flags)
+    assert flags[:2] == [(), ("second_movie_unread",)]
+    assert flags[3] == ()
+    path.write_bytes(first + second)
+    early = reader.open(str(path), "joined", 0.0, 0.5)
+    assert (len(list(early)), early.flags) == (5, ())
