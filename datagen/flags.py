@@ -30,6 +30,7 @@ EVENT_FLAGS = {"history_cut": "the caption before was shortened to fit the conte
 
 CLIP_FLAGS = {
     "clock_restart": "the file's clock begins anew in it",
+    "second_movie_unread": "another movie follows in its file, which is not read",
     "shot_end": "the shot changes where it ends, and no object goes on",
 }
 
@@ -56,6 +57,7 @@ DROP_REASONS = {
     "lost": "objects out of sight that cannot be looked for any more",
     # prompts that cannot be used
     "bad_annotation": "masks of a folder of frames that cannot be read, or are none",
+    "empty_annotation": "annotations of a video's objects that are never seen",
     "crowd": "annotations of crowds, which are no object",
     "prompt_conflict": "two prompts of one object on one frame contradict one another",
     "prompt_empty": "it asks for nothing, or its mask has no pixel",
@@ -74,7 +76,7 @@ DROP_REASONS = {
     "prompt_too_large": "it is too large",
 }
 
-PROMPT_SOURCES = ("manifest", "coco", "everything", "handover")
+PROMPT_SOURCES = ("manifest", "coco", "annotation", "everything", "handover")
 MASK_SOURCES = ("prompt", "candidate", "refined", "given")
 FINISH_REASONS = ("stop", "length")
 
