@@ -15,6 +15,8 @@ _SEGMENT = b"\x18S\x80g"
 _ISO_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp"})
 _LATER_ISO_BOXES = frozenset({b"sidx", b"ssix", b"mfra", b"meta", b"udta", b"uuid", b"pnot", b"prft", b"emsg", b"pdin"})
 _ASF = bytes.fromhex("3026b2758e66cf11")
+_FLV_HEADER_BYTES = 13
+_FLV_TAGS = (8, 9, 18)
 _TS_SYNC = b"\x47"
 # Packets of transport streams: bytes each, and where in them the sync byte is (Blu-ray and cameras put a time before it).
 _TS_PACKETS = ((188, 0), (192, 4), (204, 0))
@@ -63,13 +65,44 @@ def container_of(path: str) -> tuple[str | None, bool]:
 
 
 def has_second_movie(path: str) -> bool:
-    """Whether an MP4 file goes on after its movie with another one, as `cat a.mp4 b.mp4` makes it; nothing reads that. Raises OSError."""
+    """Whether another movie follows in an MP4, ASF or FLV file, as `cat a.mp4 b.mp4` makes it; nothing reads that. Raises OSError."""
     size = os.path.getsize(path)
     with open(path, "rb") as file:
-        if claimed_container(file.read(_HEAD_BYTES)) != "mp4":
-            return False
-        kinds = [kind for kind, end in _boxes(file, size) if end <= size]
-    return kinds.count(b"moov") > 1 and b"moof" not in kinds
+        match claimed_container(file.read(_HEAD_BYTES)):
+            case "mp4":
+                kinds = [kind for kind, end in _boxes(file, size) if end <= size]
+                return kinds.count(b"moov") > 1 and b"moof" not in kinds
+            case "asf":
+                return _asf_goes_on(file, size)
+            case "flv":
+                return _flv_goes_on(file, size)
+    return False
+
+
+def _asf_goes_on(file: BinaryIO, size: int) -> bool:
+    """Whether a second header follows the objects of an ASF file."""
+    position, seen = 0, 0
+    while position + 24 <= size:
+        file.seek(position)
+        head = file.read(24)
+        seen += head[: len(_ASF)] == _ASF
+        length = int.from_bytes(head[16:], "little")
+        if seen > 1 or length < 24:
+            break
+        position += length
+    return seen > 1
+
+
+def _flv_goes_on(file: BinaryIO, size: int) -> bool:
+    """Whether a second header follows the tags of an FLV file."""
+    position = _FLV_HEADER_BYTES
+    while position + 11 <= size:
+        file.seek(position)
+        head = file.read(4)
+        if head[0] & 0x1F not in _FLV_TAGS:
+            return head[:3] == b"FLV"
+        position += 11 + int.from_bytes(head[1:], "big") + 4
+    return False
 
 
 def _mp4_is_cut(file: BinaryIO, size: int) -> bool:

@@ -42,6 +42,8 @@ def read_timetable(container: InputContainer, stream: VideoStream, alive: Callab
                 alive()
             if packet.size:
                 packets.add(packet, is_cut_off(packet, container))
+            elif packet.pts is not None:
+                packets.stay(packet)
     except av.FFmpegError:
         is_whole = False
     return packets.timetable(container, is_whole)
@@ -57,16 +59,23 @@ class _Packets:
     lasts: array[int] = field(default_factory=lambda: array("q"))
     keys: array[int] = field(default_factory=lambda: array("q"))
     hidden: set[int] = field(default_factory=set)
+    step: int = 0
 
     def add(self, packet: Packet[VideoStream], is_lost: bool) -> None:
         number = len(self.shown)
         self.shown.append(_NO_TIME if packet.pts is None else packet.pts)
         self.decoded.append(_NO_TIME if packet.dts is None else packet.dts)
-        self.lasts.append(max(packet.duration or 0, 0))
+        self.step = max(packet.duration or 0, 0)
+        self.lasts.append(self.step)
         if is_lost or packet.is_discard or is_never_shown(self.stream.codec_context.codec.canonical_name, packet):
             self.hidden.add(number)
         elif packet.is_keyframe:
             self.keys.append(number)
+
+    def stay(self, packet: Packet[VideoStream]) -> None:
+        """An empty packet, as Theora and AVI have them: what is on the screen stays there."""
+        if self.shown and self.shown[-1] != _NO_TIME and packet.pts is not None:
+            self.lasts[-1] = max(self.lasts[-1], packet.pts + max(packet.duration or 0, self.step) - self.shown[-1])
 
     def timetable(self, container: InputContainer, is_whole: bool) -> Timetable:
         base = self.stream.time_base or Fraction(1)
@@ -133,11 +142,15 @@ def is_cut_off(packet: Packet[VideoStream], container: InputContainer) -> bool:
 
 
 def is_never_shown(codec: str, packet: Packet[VideoStream]) -> bool:
-    """Whether a packet of VP8 or VP9 holds only a picture that others are predicted from; it has a time, and no frame comes out of it."""
-    if codec not in ("vp8", "vp9"):
+    """Whether no frame comes out of a packet, though it has a time: of VP8 and VP9 when it holds only a picture that others are predicted
+    from, of Theora when it is a header, as where streams were joined.
+    """
+    if codec not in ("vp8", "vp9", "theora"):
         return False
     data = memoryview(packet)
     bits = data[0]
+    if codec == "theora":
+        return bool(bits & 0x80)
     if codec == "vp8":
         return not bits & 0x10
     is_superframe = len(data) > 1 and data[-1] & 0xE0 == 0xC0  # it ends with one that is shown

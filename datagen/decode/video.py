@@ -29,7 +29,7 @@ from datagen.decode.footage import Footage, Shown
 from datagen.decode.image import over_white
 from datagen.decode.limits import out_of_memory
 from datagen.decode.orientation import orientation_of
-from datagen.decode.packets import is_cut_off, read_timetable
+from datagen.decode.packets import is_cut_off, is_never_shown, read_timetable
 from datagen.decode.timetable import Key
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions
@@ -219,6 +219,8 @@ class VideoFile(Footage):
                 self._alive()
                 if is_cut_off(packet, self._container):
                     self.num_corrupt += 1
+                elif self._has_headers and packet.size and is_never_shown("theora", packet):
+                    continue
                 elif number >= first or not packet.size:
                     yield from self._frames_of(packet, number)
         except MemoryError as error:
@@ -282,6 +284,7 @@ class VideoFile(Footage):
         context.thread_type = "AUTO"
         context.thread_count = self._options.video_threads
         context.copy_opaque = True
+        self._has_headers = context.codec.canonical_name == "theora"
         return context
 
     def _measured(self) -> VideoInfo:

@@ -16,6 +16,7 @@ from datagen.decode.video import VideoFile
 from datagen.job import DecodeOptions
 
 H264 = {"gop": 8, "b_frames": 2, "options": {"preset": "veryfast"}}
+MEDIA = Path(__file__).parent / "media"
 MPEG2 = {"codec": "mpeg2video", "fps": 25, "gop": 8, "b_frames": 2}
 
 
@@ -212,6 +213,41 @@ def test_a_seam_is_not_damage_and_a_hole_is(reader, tmp_path):
     found = list(stream)
     assert len(found) == 22
     assert [round(frame.timestamp_s * 10) for frame in found] == [*range(10), *range(12, 24)]
+
+
+def test_a_picture_that_is_repeated_by_empty_packets_stays_on_the_screen(reader):
+    """Theora has an empty packet where nothing changes."""
+    path = MEDIA / "still.ogv"
+    with av.open(str(path)) as container:
+        num_empty = sum(packet.pts is not None and not packet.size for packet in container.demux(video=0))
+    stream = reader.open(str(path), "still")
+    found = list(stream)
+    assert num_empty >= 20
+    assert len(found) == 30 - num_empty
+    assert reader.probe(str(path), "still").info.duration_s == pytest.approx(3.0)
+    # Whatever is on the screen at a time is the picture of that time.
+    for number in range(30):
+        [index] = reader.frames_at(str(path), "still", [number / 10])
+        assert number_of(found[index].pixels) == number // 12
+
+
+def test_joined_ogg_streams_bring_their_headers_along():
+    path = MEDIA / "joined.ogv"
+    assert shown_of(path) == {index: index for index in range(10)}
+    with VideoFile(str(path), DecodeOptions()) as video:
+        assert list(video.sampled(0.0))
+        assert (video.num_corrupt, video.num_missing, video.flags(0.0)) == (0, 0, ["clock_restart"])
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("wmv", "wmv2"), ("flv", "libx264")])
+def test_other_files_that_go_on_behind_their_end(reader, tmp_path, suffix, codec):
+    first, second = (clip(tmp_path, count, f"{count}.{suffix}", codec).read_bytes() for count in (10, 6))
+    path = tmp_path / f"joined.{suffix}"
+    for data, flags in ((first, ()), (first + b"some other bytes" * 9, ()), (first + second, ("second_movie_unread",))):
+        path.write_bytes(data)
+        stream = reader.open(str(path), "joined")
+        assert numbers(stream)[:10] == list(range(10))
+        assert stream.flags == flags
 
 
 def test_mp4_files_put_behind_one_another_say_that_the_second_is_not_read(reader, tmp_path):
