@@ -91,7 +91,7 @@ class CocoAnnotation:
 
     def check_fields(self) -> None:
         """Raise PromptError (`prompt_nested`) when a field is nested too deeply to be kept."""
-        deep = next((key for key, value in self.raw.items() if is_deep(value)), None)
+        deep = next((key for key, value in self.raw.items() if key not in _SHAPE_KEYS and is_deep(value)), None)
         if deep is not None:
             raise PromptError(f"its field {shown(deep)} is nested too deeply", code=NESTED)
 

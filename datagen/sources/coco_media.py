@@ -23,7 +23,8 @@ from datagen.sources.uris import Roots
 _WINDOWS = re.compile(r"^[A-Za-z]:[\\/]|^\\\\")
 _URL = re.compile(r"^https?://[^/]*/", re.IGNORECASE)
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
-_BESIDE_PICTURES = re.compile(r"ann|label|json|gt|coco|lvis|meta", re.IGNORECASE)
+# What is named so lies beside the pictures' folders; beside any other folder, another data set may lie.
+_OF_ANNOTATIONS = re.compile(r"^(ann|anno|annotation|label|json)s?([_-].*)?$", re.IGNORECASE)
 _MOST_FOLDERS = 200
 
 
@@ -74,9 +75,10 @@ class MediaFinder:
 
     def _near(self) -> list[str]:
         root = self.roots.root
-        if self.roots.confined or not _BESIDE_PICTURES.search(posixpath.basename(root)):
+        above, _, name = root.rpartition("/")
+        if self.roots.confined or not _OF_ANNOTATIONS.match(name) or not above or above.endswith("/"):  # `s3://bucket` has none above
             return [root]
-        return [root, posixpath.dirname(root)]
+        return [root, above]
 
     def _only_one(self, names: Sequence[str], given: str) -> Place:
         """In a folder below; in none where several have it."""
@@ -110,7 +112,11 @@ class MediaFinder:
             found = next(((root, place) for root, place, name in tries if len(tries) == 1 or self._is_stored(root, name)), None)
             self._layout = found or (self.roots.root, 0)
         root, place = self._layout
-        return joined(root, names[min(place, len(names) - 1)])
+        name = names[min(place, len(names) - 1)]
+        try:
+            return name if root == self.roots.root else joined(root, name)
+        except SourceError:  # that leads out of the bucket, which Roots says
+            return name
 
     def _is_stored(self, root: str, name: str) -> bool:
         try:

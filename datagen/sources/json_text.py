@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from datagen.sources.values import MAX_DEPTH
@@ -16,6 +16,7 @@ from datagen.sources.values import MAX_DEPTH
 _CUT_DEPTH = 4 * MAX_DEPTH
 _CUT = f'"(nested more than {_CUT_DEPTH} levels)"'
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+_NESTING = (list, tuple, dict)
 _MAX_DIGITS = 400  # of a whole number; more than any float has
 
 
@@ -38,9 +39,11 @@ def parse_document(data: bytes) -> Any:
 
 def is_deep(value: Any, depth: int = MAX_DEPTH) -> bool:
     """Whether lists and objects lie in one another more than `depth` times."""
+    if not isinstance(value, _NESTING):
+        return False
     level: list[Any] = [value]
     for _ in range(depth):
-        level = [inner for item in level for inner in _inside(item) if isinstance(inner, (list, tuple, Mapping))]
+        level = [inner for item in level for inner in _inside(item) if isinstance(inner, _NESTING)]
         if not level:
             return False
     return True
@@ -78,6 +81,4 @@ def _cut(text: str) -> str:
 
 
 def _inside(value: Any) -> Iterable[Any]:
-    if isinstance(value, Mapping):
-        return value.values()
-    return value if isinstance(value, (list, tuple)) else ()
+    return value.values() if isinstance(value, dict) else value

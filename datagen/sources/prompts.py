@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from datagen.records import RLE, Asset, Prompt
@@ -25,6 +25,7 @@ SHORTHANDS = ("box", "points", "labels", "mask", "frame", "time_s", "object_id")
 _KEYS = (*SHORTHANDS, "id")
 _ALLOWED = "{box: [x1, y1, x2, y2]}, {points: [[x, y], ...], labels: [1, 0, ...]}, {mask: {size, counts}} or several of these keys together"
 _COUNT_LIMIT = 2**31
+_HASHED = tuple(entry.name for entry in fields(Prompt) if entry.name != "source")
 _VIDEO_ONLY = ("frame", "time_s", "object_id")
 _ASKING = ("box", "points", "mask")
 _TEXT_CHARS = 1024
@@ -205,7 +206,7 @@ def prompts_hash(asset: Asset) -> str | None:
     """16 hex digits over the prompts of an asset, their places, and what was dropped; None for an asset without any."""
     if not asset.prompts and not asset.dropped:
         return None
-    prompts = [{key: value for key, value in asdict(prompt).items() if key != "source"} for prompt in asset.prompts or ()]
+    prompts = [{name: getattr(prompt, name) for name in _HASHED} for prompt in asset.prompts or ()]
     text = json.dumps([prompts, sorted(asset.dropped.items())], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

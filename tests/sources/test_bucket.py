@@ -131,6 +131,26 @@ def test_manifests_and_coco_files_name_files_beside_them(place, kind):
     assert second.prompts is None
 
 
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        ({"file_name": "val2017/a.png"}, "val2017/a.png"),
+        ({"file_name": "val2017\\a.png"}, "val2017/a.png"),
+        ({"file_name": "a.png", "coco_url": "http://images.cocodataset.org/val2017/a.png"}, "val2017/a.png"),
+        ({"coco_url": "http://images.cocodataset.org/val2017/a.png"}, "val2017/a.png"),
+        ({"file_name": "D:\\coco\\val2017\\a.png"}, "val2017/a.png"),
+        ({"file_name": "../../../../a.png"}, None),
+    ],
+)
+def test_pictures_of_a_coco_file_are_found_beside_its_folder(place, image, found):
+    uri, options, put = place
+    put("photos/annotations/x.json", json.dumps({"images": [{"id": 1, **image}, {"id": 2, "file_name": "gone.png"}]}).encode())
+    put("photos/val2017/a.png", b"x")
+    first, gone = source_of(f"{uri}/annotations/x.json", options)
+    assert (first.uri == f"{uri}/{found}") if found else (first.failure.code == "unsupported_uri")
+    assert gone.uri.endswith("gone.png")
+
+
 def test_a_remote_manifest_names_no_local_file_unless_allowed_and_none_outside_a_root(place):
     uri, options, put = place
     local = ["/etc/passwd", "file:///etc/passwd", "file://localhost/etc/passwd", "FILE:///etc/passwd"]
