@@ -269,12 +269,12 @@ class GuardedClips:
         When Ray calls again because a worker died, it has the clips that came before and skips as many. So those that were committed
         meanwhile are not made again: an empty sample, which nobody will look at, stands for each.
         """
-        resume = sample.resume or ResumePoint(0, 0.0, 0, [])
+        resume = sample.resume or ResumePoint()
         for clip in committed_clips(self._store, sample.asset.asset_id, resume.clip_index):
             yield replace(sample, clip=clip, resume=None)
             if clip.is_last:
                 return
-            resume = ResumePoint(clip.clip_index + 1, clip.end_s, max(resume.next_track, clip.next_track), clip.handovers)
+            resume = resume.after(clip)
         try:
             yield from self._clips(replace(sample, resume=resume), resume)
         except DatagenError as error:

@@ -6,6 +6,7 @@ right and bottom exclusive. A mask is COCO run-length encoding at the image's ow
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -16,6 +17,9 @@ from datagen.redaction import redact
 
 TASKS = ("label", "definition", "caption", "description")
 LANGUAGES = ("en", "zh")
+
+SHOT_END = "shot_end"
+"""A flag of a clip: the shot changes where it ends."""
 
 Task = Literal["label", "definition", "caption", "description"]
 Language = Literal["en", "zh"]
@@ -99,58 +103,6 @@ class Asset:
     dropped: dict[str, int] = field(default_factory=dict)
     num_prompts: int | None = None
     prompts_hash: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class VideoInfo:
-    """What a video is, measured on its packets and its first frame rather than believed from its header.
-
-    width, height: px as displayed, after rotation; non-square pixels are not stretched. rotation: degrees clockwise (0, 90, 180,
-    270) that stored frames are turned for display. fps: average, num_frames / duration_s (0.0 when the duration is 0).
-    duration_s: from the first frame's appearance to the last one's end. num_frames: frames in the file; damaged ones may not
-    decode. codec: FFmpeg's name, such as `h264`. truncated: the file ends before what it announces.
-    """
-
-    width: int
-    height: int
-    fps: float
-    duration_s: float
-    num_frames: int
-    rotation: int
-    codec: str
-    truncated: bool
-
-
-class DecodedFrame(NamedTuple):
-    """One frame as it comes out of a video. frame_index: its number in the whole video, from 0; timestamp_s: when it appears, seconds
-    after the video's first frame. pixels: (S, S, 3) uint8 RGB, resized for the model as an image is."""
-
-    frame_index: int
-    timestamp_s: float
-    pixels: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class ClipSpan:
-    """A part of a video, [start_s, end_s) in seconds after its first frame. Both ends lie where a frame begins, or at the video's end."""
-
-    clip_index: int
-    start_s: float
-    end_s: float
-    is_last: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class SpanPlan:
-    """Which frames of a span will be sampled, known before one is decoded.
-
-    The span holds the frames [first_frame, end_frame) of the video. sampled: (frame_index, timestamp_s) of those that are wanted, in
-    order, as in DecodedFrame; a damaged one may not decode.
-    """
-
-    first_frame: int
-    end_frame: int
-    sampled: list[tuple[int, float]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -300,11 +252,23 @@ class Track:
 
 @dataclass(slots=True)
 class Handover:
-    """How the next clip finds an object of this one: the prompt for its first frame. object_id: the input's own number of it, if any."""
+    """How the next clip finds an object of this one. object_id: the input's own number of it, if any.
+
+    prompt: shows the object on the next clip's first frame; or, when it is `lost` (out of sight where this clip ends), in the frame that
+    appears at seen_s, by which the next clip goes on looking for it. seen_s, when it is not lost: where the prompt is from. unseen_s: of a
+    lost one, when the last frames appear in which it was not seen. All in seconds from the video's start.
+    """
 
     track_id: str
     prompt: Prompt
     object_id: int | None = None
+    seen_s: float | None = None
+    unseen_s: list[float] = field(default_factory=list)
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was out of sight when the clip ended."""
+        return bool(self.unseen_s)
 
 
 @dataclass(slots=True)
@@ -314,7 +278,7 @@ class Clip:
     is_last: no clip follows, so that the asset is complete when all up to this one are. truncated: the file ended early here.
     handovers: objects that go on into the next clip. num_video_frames, fps and duration_s are of the whole video, as its header says.
     next_track: number of the next new object of the asset, which a later run goes on from; 0: one more than those still known here.
-    missing_frames: frames that the file has here and that could not be decoded or placed in time. flags: what is unusual about it.
+    missing_frames: frames that the file has here and that could not be decoded or placed in time. flags: what is unusual, see SHOT_END.
     """
 
     clip_index: int
@@ -335,13 +299,19 @@ class Clip:
 class ResumePoint(NamedTuple):
     """Where a run goes on in a video of which an earlier one committed clips: the next clip, its start, the next new object's number.
 
-    start_s: seconds from the asset's start. handovers: the objects that go on into this clip.
+    start_s: seconds from the asset's start. handovers: the objects that go on into this clip. shot_start_s: where its shot began.
     """
 
-    clip_index: int
-    start_s: float
-    next_track: int
-    handovers: list[Handover]
+    clip_index: int = 0
+    start_s: float = 0.0
+    next_track: int = 0
+    handovers: Sequence[Handover] = ()
+    shot_start_s: float = 0.0
+
+    def after(self, clip: Clip) -> ResumePoint:
+        """Where to go on when this clip, the next one, is done, too."""
+        shot_start_s = clip.end_s if SHOT_END in clip.flags else self.shot_start_s
+        return ResumePoint(clip.clip_index + 1, clip.end_s, max(self.next_track, clip.next_track), clip.handovers, shot_start_s)
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 
 from datagen.decode.video import read_frames
 from datagen.job import DecodeOptions
-from datagen.records import DecodedFrame
+from datagen.spans import DecodedFrame
 
 # The quickest way of every encoder, quiet, on one thread.
 ENCODERS: dict[str, dict[str, str]] = {

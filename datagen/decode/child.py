@@ -12,7 +12,7 @@ from datagen.decode.limits import out_of_memory
 from datagen.decode.process import Child, ChildOwner
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions
-from datagen.records import VideoInfo
+from datagen.spans import VideoInfo
 
 # How often a file may kill its process: the first death need not be its fault.
 TRIES = 2

@@ -14,7 +14,7 @@ from PIL import Image
 
 from datagen.decode.timetable import TOLERANCE_S, Timetable
 from datagen.job import DecodeOptions
-from datagen.records import DecodedFrame, SpanPlan, VideoInfo
+from datagen.spans import DecodedFrame, SpanPlan, VideoInfo
 
 
 @dataclass(frozen=True, slots=True)

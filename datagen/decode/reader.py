@@ -17,7 +17,8 @@ from datagen.decode.copies import LocalCopies
 from datagen.decode.process import Child, ChildOwner
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions, S3Options
-from datagen.records import ClipSpan, DecodedFrame, Span, SpanPlan, VideoInfo
+from datagen.records import Span
+from datagen.spans import ClipSpan, DecodedFrame, SpanPlan, VideoInfo
 
 Answer = tuple[dict[str, Any], np.ndarray | None]
 
@@ -70,16 +71,27 @@ class VideoReader(ChildOwner):
         [(answer, _)] = self._ask(request, last="frames_at")
         return list(answer["numbers"])
 
-    def clips(self, path: str, uri: str, start_s: float = 0.0, clip_index: int = 0, limit: int | None = None) -> Iterator[ClipSpan]:
-        """The clips of a video, as they are found (see shots.cut_clips); start_s and clip_index continue after an earlier span.
+    def clips(
+        self,
+        path: str,
+        uri: str,
+        start_s: float = 0.0,
+        clip_index: int = 0,
+        shot_start_s: float | None = None,
+        limit: int | None = None,
+    ) -> Iterator[ClipSpan]:
+        """The clips of a video, as they are found (see shots.cut_clips); start_s, clip_index and shot_start_s continue after earlier spans.
 
         limit: at most so many.
         """
-        request = {"kind": "clips", "path": path, "uri": uri, "start_s": start_s, "clip_index": clip_index, "limit": limit}
+        place = {"start_s": start_s, "clip_index": clip_index, "shot_start_s": shot_start_s}
+        request = {"kind": "clips", "path": path, "uri": uri, **place, "limit": limit}
         for answer, _ in self._ask(request, last="end"):
             if answer["kind"] == "clip":
                 span = ClipSpan(**answer["span"])
                 request |= {"start_s": span.end_s, "clip_index": span.clip_index + 1}
+                if span.ends_shot or request["shot_start_s"] is None:
+                    request["shot_start_s"] = span.end_s if span.ends_shot else span.start_s
                 yield span
 
     def open(self, path: str, uri: str, start_s: float = 0.0, end_s: float | None = None, wanted: Collection[int] = ()) -> FrameStream:
@@ -202,9 +214,12 @@ class OpenVideo:
     size_bytes: int | None
     sha256: str | None
 
-    def span(self, start_s: float, clip_index: int) -> ClipSpan | None:
-        """The clip that starts at `start_s`, an earlier span's end or 0; None when the video ends there. Raises DecodeError."""
-        spans = list(self.reader.clips(self.path, self.uri, start_s, clip_index, limit=1))
+    def span(self, start_s: float, clip_index: int, shot_start_s: float | None = None) -> ClipSpan | None:
+        """The clip that starts at `start_s`, an earlier span's end or 0; None when the video ends there. Raises DecodeError.
+
+        shot_start_s: where its shot began; None: right there.
+        """
+        spans = list(self.reader.clips(self.path, self.uri, start_s, clip_index, shot_start_s, limit=1))
         return spans[0] if spans else None
 
     def frames_at(self, times_s: Sequence[float]) -> list[int | None]:

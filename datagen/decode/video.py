@@ -33,7 +33,7 @@ from datagen.decode.packets import is_cut_off, is_never_shown, read_timetable
 from datagen.decode.timetable import Key
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions
-from datagen.records import DecodedFrame, VideoInfo
+from datagen.spans import DecodedFrame, VideoInfo
 
 _KEYS_TRIED = 3
 # FFmpeg's own decoders of these leave the transparency out.

@@ -49,7 +49,7 @@ class VideoWorker:
 
     def _clips(self, request: dict[str, Any]) -> None:
         video = self._video(request["path"])
-        spans = clips_of(video, self._options, request["start_s"], request["clip_index"])
+        spans = clips_of(video, self._options, request["start_s"], request["clip_index"], request["shot_start_s"])
         for span in islice(spans, request["limit"]):
             self._answers.send({"kind": "clip", "span": asdict(span)})
         self._answers.send({"kind": "end"})

@@ -68,13 +68,21 @@ class StepOutput:
     decoded: Decoded
 
 
-@dataclass(slots=True)
-class ObjectMemory:
+@dataclass(frozen=True, slots=True)
+class FrameMemory:
     """What is remembered of one object on one frame. features: (1, 64, G, G). pointer: (1, 256). codes: one position code (1, 64, G, G)."""
 
     features: Tensor
     pointer: Tensor
     codes: list[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectMemory:
+    """What is remembered of one object from before a clip: a frame that shows it, and the latest ones, oldest first, it there or not."""
+
+    shown: FrameMemory
+    recent: tuple[FrameMemory, ...] = ()
 
 
 @dataclass(slots=True)
@@ -90,15 +98,27 @@ class MemoryBank:
     outputs: dict[str, dict[int, dict[str, Any]]] = field(default_factory=lambda: {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}})
 
     @classmethod
-    def of(cls, memories: Sequence[ObjectMemory], frame_index: int) -> MemoryBank:
-        """A bank of K objects that remembers of each what was seen before, as if that had been a prompted frame `frame_index`."""
-        bank = cls([code.expand(len(memories), -1, -1, -1) for code in memories[0].codes])
-        bank.outputs["cond_frame_outputs"][frame_index] = {
-            "maskmem_features": torch.cat([memory.features for memory in memories]),
-            "maskmem_pos_enc": bank.codes,
-            "obj_ptr": torch.cat([memory.pointer for memory in memories]),
-        }
+    def of(cls, memories: Sequence[ObjectMemory]) -> MemoryBank:
+        """A bank of K objects with as many recent frames each: what shows them as frame 0, a prompted one, then the recent ones."""
+        bank = cls([code.expand(len(memories), -1, -1, -1) for code in memories[0].shown.codes])
+        bank.outputs["cond_frame_outputs"][0] = bank._joined([memory.shown for memory in memories])
+        for index, frame in enumerate(zip(*(memory.recent for memory in memories), strict=True), start=1):
+            bank.outputs["non_cond_frame_outputs"][index] = bank._joined(frame)
         return bank
+
+    def _joined(self, memories: Sequence[FrameMemory]) -> dict[str, Any]:
+        features, pointers = torch.cat([memory.features for memory in memories]), torch.cat([memory.pointer for memory in memories])
+        return {"maskmem_features": features, "maskmem_pos_enc": self.codes, "obj_ptr": pointers}
+
+    def memory(self, row: int, frame_index: int, latest: Sequence[int] = ()) -> ObjectMemory:
+        """What is remembered of the object in one row: a prompted frame that shows it, and tracked ones."""
+        tracked = self.outputs["non_cond_frame_outputs"]
+        recent = tuple(self._of_row(tracked[index], row) for index in latest)
+        return ObjectMemory(self._of_row(self.outputs["cond_frame_outputs"][frame_index], row), recent)
+
+    def _of_row(self, kept: dict[str, Any], row: int) -> FrameMemory:
+        rows = slice(row, row + 1)
+        return FrameMemory(kept["maskmem_features"][rows], kept["obj_ptr"][rows], [code[:1] for code in self.codes])
 
     def exact(self) -> MemoryBank:
         """A copy in float32."""
@@ -180,12 +200,11 @@ class Tracker:
         return step
 
     @no_gradients_unless_training
-    def remember(self, features: FrameFeatures, prompts: TrackPrompts) -> ObjectMemory:
-        """What one object looks like where a prompt shows it, to be looked for in other frames."""
+    def remember(self, features: FrameFeatures, prompts: TrackPrompts) -> FrameMemory:
+        """What one object looks like where a prompt shows it, to be looked for in other frames; an empty mask: it is not there."""
         bank = MemoryBank()
         self.condition(bank, features, 0, 1, [([0], prompts)])
-        memory = bank.outputs["cond_frame_outputs"][0]
-        return ObjectMemory(memory["maskmem_features"], memory["obj_ptr"], bank.codes)
+        return bank.memory(0, 0).shown
 
     def _keep(self, bank: MemoryBank, frame_index: int, memory: dict[str, Any]) -> None:
         """Remember a prompted frame. As in the reference, its features are rounded to bfloat16, whatever the arithmetic."""

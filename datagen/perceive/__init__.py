@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def make_perceive_step(job: Job, note: Note = log_event) -> Step:
-    """The perceive step of images that the job asks for, not yet set up. note: is told where memory is short."""
+    """The perceive step of images that the job asks for, not yet set up. note: is told where memory is short, and of useless prompts."""
     if job.perceive.engine == "fake":
         from datagen.perceive.fake import FakePerceiveStep
 
@@ -40,4 +40,4 @@ def make_video_step(job: Job, image_size: int, make_reader: Callable[[int], Read
 
         return PamClipPerceiver(Tracker(front_end_for(job.model, job.perceive)), job.perceive, note)
 
-    return VideoPerceiveStep(load, make_reader)
+    return VideoPerceiveStep(load, make_reader, note)

@@ -7,17 +7,42 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from datagen.records import DecodedFrame, Handover, Prompt, Track, TrackFrame
+import numpy as np
+from numpy.typing import NDArray
+
+from datagen.records import Handover, Prompt, Track, TrackFrame
+from datagen.spans import DecodedFrame
 
 NewTrackId = Callable[[], str]
 
 
 @dataclass(slots=True)
+class Sighting:
+    """An object before the clip. prompt: shows it in the frame that appears at seen_s, seconds from the video's start.
+
+    seen: that frame's pixels, (S, S, 3) uint8, of an object that is to be looked for; None where the clip has its own prompts. unseen: of
+    the latest frames without it, in order.
+    """
+
+    prompt: Prompt
+    seen_s: float
+    seen: NDArray[np.uint8] | None = None
+    unseen: list[NDArray[np.uint8]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class ClipObject:
-    """One object to follow. prompts: position among the clip's sampled frames -> prompt."""
+    """One object to follow. prompts: position among the clip's sampled frames -> prompt. object_id: the input's own number of it, if any.
+
+    is_asked: whether the input's prompts ask for it; such an object is looked for as long as its shot goes on. last: where it was seen
+    before the clip; one with pixels was out of sight when the clip before ended, and is looked for from the first frame on.
+    """
 
     track_id: str
     prompts: dict[int, Prompt]
+    object_id: int | None = None
+    is_asked: bool = False
+    last: Sighting | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +57,7 @@ class ClipScene:
 
 @dataclass(slots=True)
 class ClipFindings:
-    """What a clip holds: its tracks, what the next clip needs to go on with those seen at its end, and what was dropped, by reason."""
+    """What a clip holds: its tracks, what the next clip needs to go on with objects, and what was dropped, by reason."""
 
     tracks: list[Track] = field(default_factory=list)
     handovers: list[Handover] = field(default_factory=list)

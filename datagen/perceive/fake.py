@@ -13,19 +13,8 @@ from datagen.masks import Box, encode_mask, mask_area, rle_box
 from datagen.perceive.clips import ClipFindings, ClipObject, ClipScene, NewTrackId, handover_prompt
 from datagen.perceive.prompts import given_mask
 from datagen.perceive.usable import CLIPPED, count_refused, refusal, usable_prompts
-from datagen.records import (
-    RLE,
-    DecodedFrame,
-    Event,
-    Handover,
-    Prompt,
-    Region,
-    RegionTokens,
-    Sample,
-    Track,
-    TrackFrame,
-    TrackTokens,
-)
+from datagen.records import RLE, Event, Handover, Prompt, Region, RegionTokens, Sample, Track, TrackFrame, TrackTokens
+from datagen.spans import DecodedFrame
 
 _REGIONS_WITHOUT_PROMPTS = 3
 _IMAGE_TOKENS, _SEM_TOKENS, _CHANNELS = 4, 2, 8
@@ -76,11 +65,11 @@ class FakeClipPerceiver:
             found.tracks.append(track)
             prompt = handover_prompt(track.frames[-1], self._options.track.handover)
             if prompt is not None:
-                found.handovers.append(Handover(track.track_id, prompt))
+                found.handovers.append(Handover(track.track_id, prompt, item.object_id, track.frames[-1].timestamp_s))
         return found
 
     def _track(self, number: int, item: ClipObject, seen: Sequence[tuple[int, float]], scene: ClipScene) -> Track:
-        first = item.prompts[min(item.prompts)]
+        first = item.prompts[min(item.prompts)] if item.prompts else item.last.prompt if item.last is not None else Prompt()
         rng = np.random.default_rng(number)
         frames = []
         for frame_index, timestamp_s in seen:
@@ -89,7 +78,7 @@ class FakeClipPerceiver:
                 TrackFrame(number, frame_index, timestamp_s, region.mask, region.box_xyxy, region.object_score, region.predicted_iou)
             )
         prompts = {seen[position][0]: prompt for position, prompt in item.prompts.items()}
-        return Track(number, prompts, frames, None, item.track_id, self._events(seen, scene, rng))
+        return Track(number, prompts, frames, None, item.track_id, self._events(seen, scene, rng), [], item.object_id)
 
     def _events(self, seen: Sequence[tuple[int, float]], scene: ClipScene, rng: np.random.Generator) -> list[Event]:
         length, events = self._options.track.segment_frames or len(seen), []

@@ -2,7 +2,8 @@
 
 As a whole: each object is followed through the clip with one memory, and gets one event. As a stream (`segment_frames` set): the
 clip is cut into segments, each tracked anew from the box of the last mask before it, as PAM's reference does it, and each segment
-of an object is one event. An object without a mask at a cut is lost there: its track ends.
+of an object is one event. An object without a mask at a segment's end is looked for in the next by what is remembered of it where the
+input asks for it; one that was found without being asked for ends there.
 
 Frames come as a stream and are let go at once, so a clip's length costs no memory; how many will come is known from the plan.
 """
@@ -13,31 +14,40 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from datagen.errors import ClusterError, MemoryShortError
 from datagen.events import Note, log_event
 from datagen.job import PerceiveOptions
-from datagen.masks import box_iou, mask_iou
-from datagen.pam.tracker import Tracker
-from datagen.perceive.clips import ClipFindings, ClipObject, ClipScene, NewTrackId, handover_prompt
+from datagen.masks import box_iou, mask_area, mask_iou
+from datagen.pam.tracker import FrameMemory, ObjectMemory, Tracker
+from datagen.perceive.asked import carried_on
+from datagen.perceive.clips import ClipFindings, ClipObject, ClipScene, NewTrackId, Sighting, handover_prompt
 from datagen.perceive.everything import Candidate, find_sized
 from datagen.perceive.memory import CallSize, CallTooLargeError, does_not_fit, free_cache, sized_by
-from datagen.perceive.tracking import track_clip
-from datagen.records import DecodedFrame, Event, Frame, Handover, Prompt, Track, TrackFrame
+from datagen.perceive.prompts import has_positive
+from datagen.perceive.tracking import ClipTracking, follow, remember
+from datagen.records import Event, Frame, Handover, Prompt, Track, TrackFrame
+from datagen.spans import DecodedFrame
 
 _SAME_OBJECT_IOU = 0.5  # a candidate that overlaps a followed object this much is that object
 
 
 @dataclass(slots=True)
 class _Path:
-    """What is known of one object so far. frame_index is the video's; prompts by frame of the video."""
+    """What is known of one object so far. frame_index is the video's; prompts by frame of the video.
+
+    memory: by which an object that is out of sight is looked for.
+    """
 
     prompts: dict[int, Prompt] = field(default_factory=dict)
     frames: list[TrackFrame] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    memory: ObjectMemory | None = None
 
 
 class PamClipPerceiver:
@@ -85,11 +95,31 @@ class PamClipPerceiver:
             prompts, found.dropped = self._find(scene, head, objects)
             objects += [ClipObject(new_track_id(), {position: prompt}) for prompt in prompts]
             frames = chain(head, frames)
-        paths = {item.track_id: _Path() for item in objects}
+        remembered = self._remembered(objects, scene)
+        paths = {item.track_id: _Path(memory=remembered.get(item.track_id)) for item in objects}
         self._follow_all(scene, frames, objects, paths)
         for number, item in enumerate(objects):
-            self._close(found, _track(number, item.track_id, paths[item.track_id]), scene)
+            self._close(found, item, _track(number, item, paths[item.track_id]), scene)
         return found
+
+    def _remembered(self, objects: Sequence[ClipObject], scene: ClipScene) -> dict[str, ObjectMemory]:
+        """What is remembered, by track, of the objects that were out of sight when the clip before ended."""
+        lost = {item.track_id: item.last for item in objects if item.last is not None and item.last.seen is not None}
+        wanted: dict[int, NDArray[np.uint8]] = {}  # objects share frames, and each is encoded once
+        for last in lost.values():
+            wanted |= {id(pixels): pixels for pixels in (last.seen, *last.unseen) if pixels is not None}
+        frames: dict[str, dict[int, FrameMemory]] = {track_id: {} for track_id in lost}
+        for key, pixels in wanted.items():
+            with sized_by(self._objects.option, 1):
+                features = self._tracker.encode(torch.tensor(pixels))
+                for track_id, last in lost.items():
+                    if pixels is last.seen or any(pixels is other for other in last.unseen):
+                        prompt = last.prompt if pixels is last.seen else None
+                        frames[track_id][key] = remember(self._tracker, features, prompt, scene.width, scene.height)
+        return {
+            track_id: ObjectMemory(frames[track_id][id(last.seen)], tuple(frames[track_id][id(pixels)] for pixels in last.unseen))
+            for track_id, last in lost.items()
+        }
 
     def _find(self, scene: ClipScene, head: Sequence[DecodedFrame], objects: Sequence[ClipObject]) -> tuple[list[Prompt], Counter[str]]:
         """Prompts for everything in the last frame of `head` that none of the `objects` covers there."""
@@ -110,7 +140,7 @@ class PamClipPerceiver:
         if not last:
             return [item.prompts[0] for item in objects if 0 in item.prompts]
         early = [{at: prompt for at, prompt in item.prompts.items() if at <= last} for item in objects]
-        tracks = self._track(scene, _renumbered(head), [prompts for prompts in early if prompts], len(head))
+        tracks, _ = self._track(scene, _renumbered(head), [prompts for prompts in early if prompts], len(head), {})
         return [prompt for track in tracks if (prompt := handover_prompt(track.frames[-1], "box+mask")) is not None]
 
     def _follow_all(
@@ -123,7 +153,7 @@ class PamClipPerceiver:
             segment = scene.sampled[start : start + length]
             following = scene.sampled[start + length : start + length + 1]
             until_s = following[0][1] if following else scene.end_s
-            asked = _asked(objects, carried, start, len(segment))
+            asked = _asked(objects, carried, paths, start, len(segment))
             carried = self._follow(replace(scene, sampled=segment, end_s=until_s), islice(frames, len(segment)), asked, paths)
 
     def _follow(
@@ -131,9 +161,10 @@ class PamClipPerceiver:
     ) -> dict[str, Prompt]:
         """Track one segment into `paths`; returns the box prompts for the next one."""
         indices = [index for index, _ in segment.sampled]
-        tracks = self._track(segment, _renumbered(frames), [item.prompts for item in asked], len(indices))
+        memories = {number: memory for number, item in enumerate(asked) if (memory := paths[item.track_id].memory) is not None}
+        tracks, kept = self._track(segment, _renumbered(frames), [item.prompts for item in asked], len(indices), memories)
         carried = {}
-        for item, track in zip(asked, tracks, strict=True):
+        for item, track, memory in zip(asked, tracks, kept, strict=True):
             path, last = paths[item.track_id], track.frames[-1]
             for seen in track.frames:
                 seen.frame_index = indices[seen.frame_index]
@@ -143,39 +174,63 @@ class PamClipPerceiver:
             prompt = handover_prompt(last, "box")
             if prompt is not None:
                 carried[item.track_id] = prompt
+            path.memory = memory if prompt is None and item.is_asked else None
         return carried
 
-    def _track(self, scene: ClipScene, frames: Iterable[Frame], prompts: Sequence[Mapping[int, Prompt]], num_frames: int) -> list[Track]:
+    def _track(
+        self,
+        scene: ClipScene,
+        frames: Iterable[Frame],
+        prompts: Sequence[Mapping[int, Prompt]],
+        num_frames: int,
+        memories: Mapping[int, ObjectMemory],
+    ) -> tuple[list[Track], list[ObjectMemory]]:
+        """The objects' tracks, and what is best remembered of each."""
         if not prompts:
             for _ in frames:  # the stream goes on behind them
                 pass
-            return []
+            return [], []
         with sized_by(self._objects.option, len(prompts)):
-            tracks = track_clip(
+            tracking = ClipTracking(
                 self._tracker,
-                frames,
                 prompts,
                 num_frames,
                 scene.width,
                 scene.height,
                 objects_per_call=self._objects.value,
                 backward=self._options.track.backward,
+                memories=memories,
             )
+            tracks = follow(tracking, frames)
+            kept = [tracking.memory(number) for number in range(len(prompts))]
         self._objects.fitted(len(prompts))
-        return tracks
+        return tracks, kept
 
-    def _close(self, found: ClipFindings, track: Track, scene: ClipScene) -> None:
-        """Take a finished track, unless it is to be dropped, and the hand-over of one that reaches the clip's end."""
+    def _close(self, found: ClipFindings, item: ClipObject, track: Track, scene: ClipScene) -> None:
+        """Take a finished track, unless it is to be dropped, and what the next clip goes on with."""
+        handover = self._handover(item, track, scene)
+        if handover is not None:
+            found.handovers.append(handover)
         if self._options.drop_absent and not track.events:
             found.dropped["absent"] += 1
-            return
-        found.tracks.append(track)
-        options = self._options.track
-        # A track that was lost in an earlier segment has no frame at the clip's end.
-        if track.frames and track.frames[-1].frame_index == scene.sampled[-1][0]:
-            prompt = handover_prompt(track.frames[-1], "box" if options.segment_frames else options.handover)
+        else:
+            found.tracks.append(track)
+
+    def _handover(self, item: ClipObject, track: Track, scene: ClipScene) -> Handover | None:
+        """How the next clip finds an object: by what was last seen, or, for one that the input asks for, by where it was seen before."""
+        last, options = track.frames[-1] if track.frames else None, self._options.track
+        kind: Literal["box", "mask", "box+mask"] = "box" if options.segment_frames else options.handover
+        # A track that ended in an earlier segment has no frame at the clip's end.
+        if last is not None and last.frame_index == scene.sampled[-1][0]:
+            prompt = handover_prompt(last, kind)
             if prompt is not None:
-                found.handovers.append(Handover(track.track_id, prompt))
+                return Handover(track.track_id, prompt, item.object_id, last.timestamp_s)
+        sighting = _sighting(item, track, kind) if item.is_asked else None
+        if sighting is None:
+            return None
+        seen = max((number for number, frame in enumerate(track.frames) if frame.mask is not None), default=-1)
+        unseen = [frame.timestamp_s for frame in track.frames[seen + 1 :]][-self._tracker.feature_reach :]
+        return Handover(track.track_id, sighting.prompt, item.object_id, sighting.seen_s, unseen)
 
 
 def _renumbered(frames: Iterable[DecodedFrame]) -> Iterator[Frame]:
@@ -191,16 +246,32 @@ def _is_known(candidate: Candidate, known: Sequence[Prompt]) -> bool:
     return bool(boxes) and box_iou([candidate.box, *boxes])[0, 1:].max() >= _SAME_OBJECT_IOU
 
 
-def _asked(objects: Sequence[ClipObject], carried: Mapping[str, Prompt], start: int, length: int) -> list[ClipObject]:
-    """The objects of a segment: those prompted in it, and those carried over from the one before."""
+def _asked(
+    objects: Sequence[ClipObject], carried: Mapping[str, Prompt], paths: Mapping[str, _Path], start: int, length: int
+) -> list[ClipObject]:
+    """The objects of a segment: those prompted in it, those carried over from the one before, and those that are looked for."""
     asked = []
     for item in objects:
         prompts = {position - start: prompt for position, prompt in item.prompts.items() if start <= position < start + length}
         if item.track_id in carried:
-            prompts.setdefault(0, carried[item.track_id])
-        if prompts:
-            asked.append(ClipObject(item.track_id, prompts))
+            prompts[0] = carried_on(carried[item.track_id], prompts.get(0))
+        if prompts or paths[item.track_id].memory is not None:
+            asked.append(replace(item, prompts=prompts))
     return asked
+
+
+def _sighting(item: ClipObject, track: Track, kind: Literal["box", "mask", "box+mask"]) -> Sighting | None:
+    """Where an object that is out of sight is best seen: where it was prompted last, on the frame that has most of it; None if nowhere.
+
+    What was asked there is asked again, so that the same is remembered of it.
+    """
+    seen = [frame for frame in track.frames if frame.mask is not None]
+    prompted = [frame for frame in seen if frame.frame_index in track.prompts and has_positive(track.prompts[frame.frame_index])]
+    if not prompted and (not seen or (item.last is not None and item.last.seen is not None)):
+        return item.last
+    best = max(prompted or seen, key=lambda frame: mask_area(frame.mask) if frame.mask is not None else 0)
+    prompt = track.prompts[best.frame_index] if prompted else handover_prompt(best, kind)
+    return None if prompt is None else Sighting(prompt, best.timestamp_s)
 
 
 def _events(track: Track, segment: ClipScene, indices: Sequence[int]) -> list[Event]:
@@ -212,6 +283,7 @@ def _events(track: Track, segment: ClipScene, indices: Sequence[int]) -> list[Ev
     return [Event(start_s, segment.end_s, start_frame, indices[-1], tokens)]
 
 
-def _track(number: int, track_id: str, path: _Path) -> Track:
+def _track(number: int, item: ClipObject, path: _Path) -> Track:
     frames = [replace(seen, object_index=number) for seen in sorted(path.frames, key=lambda seen: seen.frame_index)]
-    return Track(number, path.prompts, frames, None, track_id, path.events, [] if path.events else ["absent"])
+    flags = [] if path.events else ["absent"]
+    return Track(number, path.prompts, frames, None, item.track_id, path.events, flags, item.object_id)

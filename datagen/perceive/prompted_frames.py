@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from datagen.errors import PromptError
-from datagen.records import Prompt, VideoInfo
+from datagen.records import Prompt
+from datagen.spans import VideoInfo
 
 
 class TimedVideo(Protocol):
@@ -42,6 +43,8 @@ def frame_numbers(prompts: Sequence[Prompt], video: TimedVideo) -> list[int | Pr
     return found
 
 
-def name_of(prompt: Prompt, position: int) -> str:
-    """A prompt as messages name it: its place in the input, from 0, and its object."""
-    return f"prompt {position}" + ("" if prompt.object_id is None else f" (object {prompt.object_id})")
+def name_of(prompt: Prompt, position: int, frame: int | None = None) -> str:
+    """A prompt as messages name it: its place in the input, from 0, its object and its frame."""
+    about = [] if frame is None else [f"frame {frame}"]
+    about += [] if prompt.object_id is None else [f"object {prompt.object_id}"]
+    return f"prompt {position if prompt.index is None else prompt.index}" + (f" ({', '.join(about)})" if about else "")

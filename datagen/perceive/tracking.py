@@ -18,7 +18,7 @@ from torch import Tensor
 
 from datagen.errors import PromptError
 from datagen.masks import decode_mask, mask_box
-from datagen.pam.tracker import FrameFeatures, MemoryBank, ObjectMemory, StepOutput, Tracker, TrackPrompts
+from datagen.pam.tracker import FrameFeatures, FrameMemory, MemoryBank, ObjectMemory, StepOutput, Tracker, TrackPrompts
 from datagen.perceive.prompts import EncodedPrompt, encode_prompt, has_positive
 from datagen.perceive.regions import image_masks
 from datagen.records import Frame, Prompt, Track, TrackFrame, TrackTokens
@@ -53,14 +53,18 @@ def track_clip(
     Raises PromptError for a prompt that makes no sense, ValueError for frames missing or out of order.
     """
     options: dict[str, Any] = {"objects_per_call": objects_per_call, "backward": backward, "memories": memories}
-    tracking = ClipTracking(tracker, objects, num_frames, width, height, **options)
-    found: list[list[TrackFrame]] = [[] for _ in objects]
+    return follow(ClipTracking(tracker, objects, num_frames, width, height, **options), frames)
+
+
+def follow(tracking: ClipTracking, frames: Iterable[Frame]) -> list[Track]:
+    """The tracks of a clip from all of its frames. Raises as ClipTracking does."""
+    found: list[list[TrackFrame]] = [[] for _ in tracking.objects]
     for frame in frames:
         for item in tracking.push(frame):
             found[item.object_index].append(item)
     return [
         Track(index, dict(prompts), sorted(found[index], key=lambda item: item.frame_index), tracking.tokens(index))
-        for index, prompts in enumerate(objects)
+        for index, prompts in enumerate(tracking.objects)
     ]
 
 
@@ -69,7 +73,8 @@ class _Group:
     """Objects prompted on the same frames: they share a memory bank, and a call.
 
     asked: frames whose prompts say where the objects are. corrected: those whose clicks only say where they are not. first: where they are
-    first known, from where they are followed backward and forward; -1 when they are remembered from before the clip.
+    first known, from where they are followed backward and forward; -1 when they are remembered from before the clip. offset: number of the
+    clip's first frame in the bank, behind the frames that are remembered. scores: of the objects on the asked frames so far.
     """
 
     objects: list[int]
@@ -78,6 +83,8 @@ class _Group:
     first: int
     selected: list[int]
     bank: MemoryBank = field(default_factory=MemoryBank)
+    offset: int = 0
+    scores: dict[int, list[float]] = field(default_factory=dict)
 
 
 class ClipTracking:
@@ -106,9 +113,9 @@ class ClipTracking:
         memories: Mapping[int, ObjectMemory] | None = None,
     ) -> None:
         self.tracker, self.num_frames, self.width, self.height = tracker, num_frames, width, height
-        self._objects = [dict(prompts) for prompts in objects]
+        self.objects = [dict(prompts) for prompts in objects]
         self._memories = dict(memories or {})
-        self._encoded = [self._encode_prompts(number, prompts) for number, prompts in enumerate(self._objects)]
+        self._encoded = [self._encode_prompts(number, prompts) for number, prompts in enumerate(self.objects)]
         self._backward = backward
         self._groups = self._make_groups(objects_per_call)
         self._first_known = min((group.first for group in self._groups), default=-1)
@@ -150,6 +157,20 @@ class ClipTracking:
             is_bfloat16=self.tracker.front_end.dtype == torch.bfloat16,
         )
 
+    def memory(self, object_index: int) -> ObjectMemory:
+        """What is best remembered of an object that was prompted: to be given to the tracking of later frames as one of its `memories`."""
+        group = next(group for group in self._groups if object_index in group.objects)
+        row, bank = group.objects.index(object_index), group.bank
+        # Prompted last where it was seen; or what came from before; or a frame that it was looked for in vain.
+        places = [*group.scores, *((-1,) if group.first < 0 else ())]
+        best = max(places, key=lambda index: (index < 0 or group.scores[index][row] > 0, index >= 0, index))
+        latest: list[int] = []
+        for index in range(self.num_frames + group.offset - 1, -1, -1):
+            if len(latest) == self.tracker.feature_reach or "maskmem_features" not in bank.outputs["non_cond_frame_outputs"].get(index, {}):
+                break
+            latest.insert(0, index)
+        return bank.memory(row, 0 if best < 0 else best + group.offset, latest)
+
     def _encode_prompts(self, number: int, prompts: Mapping[int, Prompt]) -> dict[int, EncodedPrompt]:
         if not prompts and number not in self._memories:
             raise PromptError("an object without a prompt cannot be tracked", code="prompt_empty")
@@ -166,18 +187,19 @@ class ClipTracking:
 
     def _make_groups(self, objects_per_call: int) -> list[_Group]:
         alike: dict[tuple[Any, ...], list[int]] = {}
-        for number, prompts in enumerate(self._objects):
+        for number, prompts in enumerate(self.objects):
             asked = tuple(sorted(index for index, prompt in prompts.items() if has_positive(prompt)))
             clicks = tuple(sorted((index, len(prompt.points)) for index, prompt in prompts.items() if index not in asked))
-            alike.setdefault((asked, clicks, number in self._memories), []).append(number)
+            memory = self._memories.get(number)
+            alike.setdefault((asked, clicks, -1 if memory is None else len(memory.recent)), []).append(number)
         groups = []
-        for (asked, clicks, is_remembered), members in alike.items():
-            first = -1 if is_remembered else asked[0]
+        for (asked, clicks, num_recent), members in alike.items():
+            first = -1 if num_recent >= 0 else asked[0]
             selected = selected_frames(0 if self._backward else max(first, 0), self.num_frames)
             for start in range(0, len(members), objects_per_call):
                 chunk = members[start : start + objects_per_call]
-                bank = MemoryBank.of([self._memories[number] for number in chunk], -1) if is_remembered else MemoryBank()
-                groups.append(_Group(chunk, asked, frozenset(index for index, _ in clicks), first, selected, bank))
+                bank = MemoryBank.of([self._memories[number] for number in chunk]) if num_recent >= 0 else MemoryBank()
+                groups.append(_Group(chunk, asked, frozenset(index for index, _ in clicks), first, selected, bank, num_recent + 1))
         return groups
 
     def _check(self, frame: Frame) -> None:
@@ -209,15 +231,16 @@ class ClipTracking:
         for row, (prompt, mask) in enumerate(zip(encoded, masks, strict=True)):
             kinds.setdefault((*prompt.group, mask is not None), []).append(row)
         parts = [(rows, self._prompts([encoded[row] for row in rows], [masks[row] for row in rows])) for rows in kinds.values()]
-        step = self.tracker.condition(group.bank, self._encode(frame), index, self.num_frames, parts)
+        step = self.tracker.condition(group.bank, self._encode(frame), index + group.offset, self.num_frames + group.offset, parts)
+        group.scores[index] = step.object_score.tolist()
         found = self._finish(group, step, frame)
         for item, mask in zip(found, masks, strict=True):
             if mask is not None:
-                item.mask, item.box_xyxy = self._objects[item.object_index][index].mask, mask_box(mask)
+                item.mask, item.box_xyxy = self.objects[item.object_index][index].mask, mask_box(mask)
         return found
 
     def _given_mask(self, member: int, index: int) -> NDArray[np.bool_] | None:
-        prompt = self._objects[member][index]
+        prompt = self.objects[member][index]
         return decode_mask(prompt.mask) if prompt.mask is not None and prompt.type == "mask" else None
 
     def _prompts(self, encoded: Sequence[EncodedPrompt], masks: Sequence[NDArray[np.bool_] | None]) -> TrackPrompts:
@@ -235,14 +258,15 @@ class ClipTracking:
     def _track(self, groups: Sequence[_Group], frame: Frame, reverse: bool = False) -> list[TrackFrame]:
         found = []
         for group in groups:
-            place = group.bank, self._encode(frame), frame.frame_index, self.num_frames
+            index = frame.frame_index + group.offset
+            place = group.bank, self._encode(frame), index, self.num_frames + group.offset
             if frame.frame_index in group.corrected:
                 encoded = [self._encoded[member][frame.frame_index] for member in group.objects]
                 step = self.tracker.correct(*place, self._prompts(encoded, []), reverse)
             else:
                 step = self.tracker.track(*place, reverse)
             # What lies around the first prompt is also read when tracking turns forward there.
-            coming = (frame.frame_index - 1, group.first + 1) if reverse else (frame.frame_index + 1,)
+            coming = (index - 1, group.first + 1) if reverse else (index + 1,)
             group.bank.forget(coming, self.tracker.feature_reach, self.tracker.pointer_reach)
             found += self._finish(group, step, frame)
         return found
@@ -273,16 +297,18 @@ class ClipTracking:
                     self._tokens[member].update(dict.fromkeys(chosen, (image[row], semantic[row])))
 
 
-def remember(tracker: Tracker, pixels: NDArray[np.uint8], prompt: Prompt, width: int, height: int) -> ObjectMemory:
-    """What an object looks like, from a frame that it was seen in, and what shows it there. pixels: (S, S, 3) uint8. Raises PromptError."""
+def remember(tracker: Tracker, features: FrameFeatures, prompt: Prompt | None, width: int, height: int) -> FrameMemory:
+    """What an object looks like, from a frame that it was seen in, and what shows it there; None: it is not there. Raises PromptError."""
     size = tracker.front_end.image_size
+    if prompt is None:
+        return tracker.remember(features, TrackPrompts(masks=torch.zeros(1, size, size, dtype=torch.bool)))
     encoded = encode_prompt(prompt, width, height, size)
     if prompt.type == "mask" and prompt.mask is not None:
         prompts = TrackPrompts(masks=_model_mask(decode_mask(prompt.mask), size)[None])
     else:
         logits = None if encoded.mask_logits is None else torch.from_numpy(encoded.mask_logits)[None]
         prompts = TrackPrompts(torch.from_numpy(encoded.points)[None], torch.from_numpy(encoded.labels)[None], logits)
-    return tracker.remember(tracker.encode(torch.tensor(pixels)), prompts)
+    return tracker.remember(features, prompts)
 
 
 def _model_mask(mask: NDArray[np.bool_], size: int) -> Tensor:

@@ -6,18 +6,29 @@ reader is given, so that this step knows nothing of decoding.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from datagen.errors import ClusterError, DatagenError, DecodeError, JobError, MemoryShortError, ModelLoadError, PromptError, StorageError
+from datagen.events import Note, log_event
 from datagen.ids import track_id_of
-from datagen.perceive.clips import ClipFindings, ClipObject, ClipPerceiver, ClipScene
-from datagen.perceive.prompted_frames import frame_numbers
-from datagen.perceive.prompts import check_prompt, merge_prompts
-from datagen.records import Asset, Clip, ClipSpan, DecodedFrame, Handover, Prompt, ResumePoint, Sample, Span, SpanPlan, VideoInfo
+from datagen.perceive.asked import AskedObject, clip_objects, num_behind, objects_of
+from datagen.perceive.clips import ClipFindings, ClipObject, ClipPerceiver, ClipScene, Sighting
+from datagen.records import SHOT_END, Clip, Handover, ResumePoint, Sample, Span
+from datagen.spans import ClipSpan, DecodedFrame, SpanPlan, VideoInfo
 from datagen.stated import check_stated_size
 
+ENDED_AT_CUT = "ended_at_cut"
+"""A flag of a track, and counted of objects that the input asks for: the object was followed to a shot cut, and does not go on."""
+
+LOST = "lost"
+"""Counted: objects out of sight that cannot be looked for any more, as the frame in which they were seen does not decode again."""
+
+_NAMED = 20
+_MOMENT_S = 0.0015
 _STOPS = (JobError, ModelLoadError, ClusterError, StorageError)
 
 
@@ -49,8 +60,8 @@ class OpenVideo(Protocol):
     def sha256(self) -> str | None:
         """Of the file."""
 
-    def span(self, start_s: float, clip_index: int) -> ClipSpan | None:
-        """The clip that starts at `start_s`; None when the video ends there."""
+    def span(self, start_s: float, clip_index: int, shot_start_s: float | None = None) -> ClipSpan | None:
+        """The clip that starts at `start_s`, in a shot that began at `shot_start_s`; None when the video ends there."""
 
     def frames_at(self, times_s: Sequence[float]) -> list[int | None]:
         """See prompted_frames.TimedVideo."""
@@ -77,9 +88,10 @@ class VideoPerceiveStep:
     image size, px.
     """
 
-    def __init__(self, load: Callable[[], ClipPerceiver], make_reader: Callable[[int], Reader]) -> None:
+    def __init__(self, load: Callable[[], ClipPerceiver], make_reader: Callable[[int], Reader], note: Note = log_event) -> None:
         self._load = load
         self._make_reader = make_reader
+        self._note = note
 
     def setup(self) -> None:
         """Load the weights and start the reader. Raises ModelLoadError or ClusterError."""
@@ -93,7 +105,7 @@ class VideoPerceiveStep:
 
     def clips(self, sample: Sample) -> Iterator[Sample]:
         """The clips of one video from `sample.resume` on, up to one with `is_last`. A clip that an error hits is a failed, last one."""
-        resume = sample.resume or ResumePoint(0, 0.0, 0, [])
+        resume = sample.resume or ResumePoint()
         at = Clip(resume.clip_index, resume.start_s, resume.start_s, 0, is_last=True, next_track=resume.next_track)
         if sample.asset.failure is not None:
             yield failed_clip(sample, at, sample.asset.failure.code, sample.asset.failure.message)
@@ -102,14 +114,19 @@ class VideoPerceiveStep:
             video = self._reader.open_video(sample.asset.uri, sample.asset.span)
             info = video.info
             check_stated_size(sample.asset, info.width, info.height, is_turned=info.rotation % 180 == 90)
-            ids = _TrackIds(sample.asset.asset_id, resume.next_track)
-            asked = _by_object(sample.asset, video, ids)
+            asked, refused = objects_of(sample.asset, video)
+            first_frame = video.frames_at([resume.start_s])[0] or 0 if asked else 0
         except _STOPS:
             raise
         except DatagenError as error:
             yield failed_clip(sample, at, error.code, error.message)
             return
-        yield from _Walk(self._perceiver, sample, video, asked, ids).clips(resume)
+        ids = _TrackIds(sample.asset.asset_id, max(resume.next_track, len(asked)))
+        walk = _Walk(self._perceiver, sample, video, asked, ids, self._note, first_frame)
+        if resume.clip_index == 0:  # otherwise the first clip has said so
+            walk.refuse(refused)
+            walk.dropped.update(sample.asset.dropped)
+        yield from walk.clips(resume)
 
 
 class _TrackIds:
@@ -123,72 +140,106 @@ class _TrackIds:
         return track_id_of(self.asset_id, self.next_number - 1)
 
 
-@dataclass(slots=True)
-class _Asked:
-    """One object that the asset's prompts ask for."""
-
-    track_id: str
-    prompts: list[Prompt]
-
-
 class _FramesDiffer(Exception):
     """Other frames came than were planned: some did not decode."""
 
 
 @dataclass(slots=True)
 class _Walk:
-    """The way through one video."""
+    """The way through one video. next_frame: number of the next clip's first. dropped: what the next clip has to count, by code."""
 
     perceiver: ClipPerceiver
     sample: Sample
     video: OpenVideo
-    asked: Sequence[_Asked]
+    asked: Sequence[AskedObject]
     ids: _TrackIds
+    note: Note
+    next_frame: int
+    dropped: Counter[str] = field(default_factory=Counter)
 
     def clips(self, resume: ResumePoint) -> Iterator[Sample]:
-        clip_index, start_s, handovers = resume.clip_index, resume.start_s, resume.handovers
         while True:
-            done = self._try(clip_index, start_s, handovers)
+            done = self._try(resume)
             yield done
             if done.clip is None or done.clip.is_last:
                 return
-            clip_index, start_s, handovers = clip_index + 1, done.clip.end_s, done.clip.handovers
+            resume = resume.after(done.clip)
 
-    def _try(self, clip_index: int, start_s: float, handovers: Sequence[Handover]) -> Sample:
+    def refuse(self, refused: Sequence[PromptError]) -> None:
+        """Count prompts that cannot be used, and name them."""
+        self.dropped.update(error.code for error in refused)
+        for error in refused[:_NAMED]:
+            self._tell(error.code, error.message)
+        if len(refused) > _NAMED:
+            more = f"{len(refused) - _NAMED} further prompts cannot be used; the first of them: {refused[_NAMED].message}"
+            self._tell(refused[_NAMED].code, more)
+
+    def _tell(self, code: str, message: str) -> None:
+        self.note("prompt_dropped", message, level=logging.WARNING, asset_id=self.sample.asset.asset_id, code=code)
+
+    def _try(self, resume: ResumePoint) -> Sample:
         """The next clip; whatever one video does costs that video alone."""
-        at = self._clip(ClipSpan(clip_index, start_s, start_s, is_last=True))
+        at = self._clip(ClipSpan(resume.clip_index, resume.start_s, resume.start_s, is_last=True))
+        told = self.dropped.copy()
         try:
-            span = self.video.span(start_s, clip_index)
-            return self._perceive(span, handovers) if span is not None else self._sample(at)
+            span = self.video.span(resume.start_s, resume.clip_index, resume.shot_start_s)
+            return self._perceive(span, resume.handovers) if span is not None else self._sample(at)
         except _STOPS:
             raise
         except DatagenError as error:
-            return failed_clip(self._sample(at), at, error.code, error.message)
+            failed = failed_clip(self._sample(at), at, error.code, error.message)
         except Exception as error:  # noqa: BLE001 (whatever one video does to the models must not cost the others)
-            return failed_clip(self._sample(at), at, "perceive", f"{type(error).__name__}: {error}")
+            failed = failed_clip(self._sample(at), at, "perceive", f"{type(error).__name__}: {error}")
+        failed.dropped = dict(told)
+        if left := num_behind(self.asked, self.next_frame):
+            failed.dropped["prompt_not_reached"] = left
+            self._tell("prompt_not_reached", f"{left} prompts are about frame {self.next_frame} or later ones, which were not reached")
+        return failed
 
     def _perceive(self, span: ClipSpan, handovers: Sequence[Handover]) -> Sample:
-        stream, plan, found = self._follow(span, handovers)
-        done = self._sample(self._clip(span, len(plan.sampled), span.is_last and stream.truncated))
-        done.tracks, done.dropped = found.tracks, dict(found.dropped)
+        stream, plan, found, refused = self._follow(span, handovers)
+        self.refuse(refused)
+        self.next_frame = plan.end_frame
+        clip = self._clip(span, len(plan.sampled), span.is_last and stream.truncated)
+        clip.missing_frames, clip.flags = stream.missing_frames, list(stream.flags)
+        if span.ends_shot:
+            clip.flags.append(SHOT_END)
+            self._end_at_cut(found)
+        elif not span.is_last:
+            clip.handovers = found.handovers
+        done = self._sample(clip)
+        done.tracks = found.tracks
+        done.dropped = dict(self.dropped + found.dropped)
+        self.dropped.clear()
         for reason, count in (("corrupt_packets", stream.corrupt_packets), ("missing_frame", stream.missing_frames)):
             if count:
                 done.dropped[reason] = count
-        if done.clip is not None:
-            done.clip.missing_frames, done.clip.flags = stream.missing_frames, [*done.clip.flags, *stream.flags]
-            done.clip.handovers = [] if span.is_last else found.handovers
         return done
 
-    def _follow(self, span: ClipSpan, handovers: Sequence[Handover]) -> tuple[FrameStream, SpanPlan, ClipFindings]:
-        """Read the clip and follow its objects; once more where frames are damaged or memory was short. Also what really came."""
+    def _end_at_cut(self, found: ClipFindings) -> None:
+        """Nothing goes on behind a shot cut: objects that would are marked, and those that the input asks for, and not again, counted."""
+        again = {item.track_id for item in self.asked if any(frame >= self.next_frame for frame in item.prompts)}
+        ended = {item.track_id for item in found.handovers} - again
+        for track in found.tracks:
+            if track.track_id in ended:
+                track.flags.append(ENDED_AT_CUT)
+        self.dropped[ENDED_AT_CUT] += len(ended & {item.track_id for item in self.asked})
+
+    def _follow(self, span: ClipSpan, handovers: Sequence[Handover]) -> tuple[FrameStream, SpanPlan, ClipFindings, list[PromptError]]:
+        """Read the clip and follow its objects; once more where frames are damaged or memory was short. Also what really came, and the
+        prompts that cannot be used.
+        """
         first, sampled = self.ids.next_number, None
-        wanted = {prompt.frame_index for item in self.asked for prompt in item.prompts if prompt.frame_index is not None}
+        wanted = {frame for item in self.asked for frame in item.prompts if frame >= self.next_frame}
+        sightings, vanished = self._sightings(handovers)
+        handovers = [item for item in handovers if item.track_id not in vanished]
         while True:
             self.ids.next_number = first
             stream = self.video.frames(span, wanted)
             plan = stream.plan if sampled is None else replace(stream.plan, sampled=sampled)
+            objects, refused = clip_objects(plan, self.asked, handovers, sightings)
             try:
-                return stream, plan, self._look_at(span, plan, _exactly(stream, plan.sampled), handovers)
+                found = self._look_at(span, plan, _exactly(stream, plan.sampled), objects)
             except _FramesDiffer:
                 if sampled is not None:
                     raise DecodeError("other frames decode each time that the file is read", code="corrupt") from None
@@ -196,17 +247,38 @@ class _Walk:
                 sampled = [(frame.frame_index, frame.timestamp_s) for frame in self.video.frames(span, wanted)]
             except MemoryShortError:
                 continue
+            else:
+                found.dropped.update({LOST: len(vanished)} if vanished else {})
+                return stream, plan, found, refused
 
-    def _look_at(self, span: ClipSpan, plan: SpanPlan, frames: Iterator[DecodedFrame], handovers: Sequence[Handover]) -> ClipFindings:
+    def _look_at(self, span: ClipSpan, plan: SpanPlan, frames: Iterator[DecodedFrame], objects: Sequence[ClipObject]) -> ClipFindings:
         found = ClipFindings()
         if plan.sampled:
             info, find = self.video.info, self.sample.asset.prompts is None
             scene = ClipScene(plan.sampled, span.end_s, info.width, info.height)
-            objects = _objects_of(plan, self.asked, handovers)
             found = self.perceiver.perceive(scene, frames, objects, self.ids if find else None)
         for _ in frames:  # the end of the stream says how it ended
             pass
         return found
+
+    def _sightings(self, handovers: Sequence[Handover]) -> tuple[dict[str, Sighting], set[str]]:
+        """Where the objects of the clip before were seen, of those out of sight with pixels; and those of which a frame is gone."""
+        pictures = {}
+        for seconds in sorted({time_s for item in handovers if item.lost for time_s in (item.seen_s or 0.0, *item.unseen_s)}):
+            frames = list(self.video.frames(ClipSpan(0, seconds, seconds + _MOMENT_S)))
+            if frames:
+                pictures[seconds] = frames[0].pixels
+        sightings, vanished = {}, set()
+        for item in handovers:
+            if item.seen_s is None:
+                continue
+            times = [item.seen_s, *item.unseen_s] if item.lost else []
+            if not pictures.keys() >= set(times):
+                vanished.add(item.track_id)
+            else:
+                shown = [pictures[seconds] for seconds in times]
+                sightings[item.track_id] = Sighting(item.prompt, item.seen_s, shown[0] if shown else None, shown[1:])
+        return sightings, vanished
 
     def _clip(self, span: ClipSpan, num_frames: int = 0, truncated: bool = False) -> Clip:
         info = self.video.info
@@ -251,45 +323,3 @@ def _exactly(stream: FrameStream, planned: Sequence[tuple[int, float]]) -> Itera
         yield frame
     if count < len(planned):
         raise _FramesDiffer
-
-
-def _by_object(asset: Asset, video: OpenVideo, ids: _TrackIds) -> list[_Asked]:
-    """The asset's prompts, each with its frame's number, those of one object together. They are numbered first, in every run alike.
-
-    Raises PromptError.
-    """
-    objects: dict[Any, list[Prompt]] = {}
-    prompts = asset.prompts or ()
-    for position, (prompt, number) in enumerate(zip(prompts, frame_numbers(prompts, video), strict=True)):
-        check_prompt(prompt, video.info.width, video.info.height)
-        if isinstance(number, PromptError):
-            raise number
-        key = ("prompt", position) if prompt.object_id is None else ("object", prompt.object_id)
-        objects.setdefault(key, []).append(replace(prompt, frame_index=number))
-    ids.next_number = max(ids.next_number, len(objects))
-    return [_Asked(track_id_of(asset.asset_id, number), prompts) for number, prompts in enumerate(objects.values())]
-
-
-def _objects_of(plan: SpanPlan, asked: Sequence[_Asked], handovers: Sequence[Handover]) -> list[ClipObject]:
-    """The clip's objects: those handed over, and those with prompts in it, each on its own frame."""
-    handed = {item.track_id: item.prompt for item in handovers}
-    objects = {track_id: ClipObject(track_id, {}) for track_id in handed}
-    for item in asked:
-        for prompt in item.prompts:
-            if _is_in(prompt, plan):
-                prompts = objects.setdefault(item.track_id, ClipObject(item.track_id, {})).prompts
-                position = _nearest(prompt, plan)
-                prompts[position] = merge_prompts(prompts[position], prompt) if position in prompts else prompt
-    for track_id, prompt in handed.items():
-        objects[track_id].prompts.setdefault(0, prompt)
-    return list(objects.values())
-
-
-def _is_in(prompt: Prompt, plan: SpanPlan) -> bool:
-    return plan.first_frame <= (prompt.frame_index or 0) < plan.end_frame
-
-
-def _nearest(prompt: Prompt, plan: SpanPlan) -> int:
-    """Which of the sampled frames a prompt is about: its own, or the nearest where that does not decode."""
-    distances = [abs(index - (prompt.frame_index or 0)) for index, _ in plan.sampled]
-    return distances.index(min(distances))

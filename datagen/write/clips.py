@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from datagen.errors import WriteError
+from datagen.ids import track_id_of
 from datagen.job import WriteOptions
 from datagen.records import RLE, Clip, Handover, Prompt, ResumePoint
 from datagen.write.done import DoneSet, done_assets, id_keys, read_parts
@@ -34,7 +35,7 @@ from datagen.write.parts import (
 from datagen.write.rows import VideoTotals
 from datagen.write.schema import arrow_schema
 from datagen.write.store import Store
-from datagen.write.versions import table_for
+from datagen.write.versions import table_for, track_number
 
 _NAMES_AT_ONCE = 4096
 
@@ -83,7 +84,7 @@ class VideoProgress:
             return None
         totals = video.totals
         last = _read_clip(self._store, clip_part_id(asset_id, totals.num_clips - 1))
-        return ResumePoint(totals.num_clips, totals.end_s, totals.next_track, last.handovers)
+        return ResumePoint(totals.num_clips, totals.end_s, totals.next_track, last.handovers, totals.shot_start_s)
 
     def is_committed(self, asset_id: str, clip_index: int) -> bool:
         """Whether a clip is published, by this run or an earlier one, its video finished or not."""
@@ -212,10 +213,18 @@ def _track_ids(store: Store, clip: Mapping[str, Any]) -> list[str]:
 
 
 def _read_clip(store: Store, part: str) -> Clip:
-    columns = ["clip_index", "start_s", "end_s", "num_frames", "is_last", "truncated", "next_track", "missing_frames", "flags", "handovers"]
-    row = read_part(store, "clips", part, columns).to_pylist()[0]  # without the columns that its schema does not have
-    handovers = [Handover(item["track_id"], _prompt(item["prompt"]), item.get("object_id")) for item in row.pop("handovers")]
-    return Clip(**row, handovers=handovers)
+    names = ("clip_index", "start_s", "end_s", "num_frames", "is_last", "truncated", "next_track", "missing_frames", "flags")
+    row = read_part(store, "clips", part, ["asset_id", *names, "handovers"]).to_pylist()[
+        0
+    ]  # without the columns that its schema does not have
+    asset_id, handovers = row.pop("asset_id"), row.pop("handovers")
+    return Clip(**row, handovers=[_handover(asset_id, item) for item in handovers])
+
+
+def _handover(asset_id: str, item: Mapping[str, Any]) -> Handover:
+    more = {name: item[name] for name in ("object_id", "seen_s", "unseen_s") if name in item}
+    number = track_number(asset_id, item["track_id"])
+    return Handover(item["track_id"] if number is None else track_id_of(asset_id, number), _prompt(item["prompt"]), **more)
 
 
 def _prompt(stored: Mapping[str, Any]) -> Prompt:

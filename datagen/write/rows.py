@@ -11,7 +11,7 @@ from typing import Any
 
 from datagen.errors import SchemaError
 from datagen.ids import clip_id_of, track_id_of
-from datagen.records import Asset, Clip, Handover, Prompt, Sample
+from datagen.records import SHOT_END, Asset, Clip, Handover, Prompt, Sample
 from datagen.write.versions import track_number
 
 # What every clip of a video says of the whole, as columns of `clips`, and their names in `assets`.
@@ -86,6 +86,7 @@ class VideoTotals:
     def __init__(self) -> None:
         self.num_clips = 0
         self.next_track = 0
+        self.shot_start_s = 0.0
         self.is_complete = False
         self._columns: dict[str, Any] = dict.fromkeys(_VIDEO_COLUMNS.values())
         self._failure: tuple[int, str, str] | None = None
@@ -105,6 +106,8 @@ class VideoTotals:
         self.num_clips += 1
         self.next_track = max(self.next_track, clip["next_track"])
         self.is_complete = clip["is_last"]
+        if SHOT_END in clip.get("flags", [SHOT_END]):  # v1 does not say; clips were cut as if each began a shot
+            self.shot_start_s = clip["end_s"]
         self._attempts = max(self._attempts, clip["attempts"])
         self._retries = max(self._retries, clip["retries"])
         self._track_ids.update(track_ids)
@@ -178,7 +181,13 @@ def _stated_columns(asset: Asset) -> dict[str, Any]:
 
 
 def _handover_column(handover: Handover) -> dict[str, Any]:
-    return {"track_id": handover.track_id, "object_id": handover.object_id, "prompt": _prompt_column(handover.prompt)}
+    return {
+        "track_id": handover.track_id,
+        "seen_s": handover.seen_s,
+        "unseen_s": handover.unseen_s,
+        "object_id": handover.object_id,
+        "prompt": _prompt_column(handover.prompt),
+    }
 
 
 def _dropped_column(dropped: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ def rows_in_version(table: str, rows: Iterable[Mapping[str, Any]], version: int)
     """Rows of the newest version as another has them: its columns alone, and its ids."""
     if version == SCHEMA_VERSION:
         return list(rows)
-    return [_with_short_ids(_narrowed(row, columns_of(table, version))) for row in rows]
+    return [_with_short_ids(_narrowed(_without_lost(row), columns_of(table, version))) for row in rows]
 
 
 def region_id(asset_id: str, region_index: int, version: int) -> str:
@@ -49,6 +49,13 @@ def track_number(asset_id: str, track: str) -> int | None:
         return None
     number = int(digits)
     return number if track in (track_id(asset_id, number, 1), track_id(asset_id, number, 2)) else None
+
+
+def _without_lost(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """v1 has no place for what an object out of sight is looked for by: its prompt is not one of the next clip's first frame."""
+    if "handovers" not in row:
+        return row
+    return {**row, "handovers": [handover for handover in row["handovers"] if not handover["unseen_s"]]}
 
 
 def _narrowed(row: Mapping[str, Any], columns: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ SHARED = (
     "ranges",
     "records",
     "stated",
+    "spans",
     "redaction",
     "remote",
     "s3",

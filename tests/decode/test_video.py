@@ -17,8 +17,8 @@ from datagen.decode.reader import VideoReader
 from datagen.decode.video import VideoFile, probe_video
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions
-from datagen.records import DecodedFrame
 from datagen.sources.uris import media_type_of
+from datagen.spans import DecodedFrame
 
 # Every pair that the container's writer accepts; QuickTime has no tag for VP9 and AV1, and WebM is for those two alone.
 PAIRS = [

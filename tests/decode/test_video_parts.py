@@ -17,7 +17,7 @@ from datagen.decode.shots import cut_clips
 from datagen.decode.video import VideoFile
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions
-from datagen.records import DecodedFrame
+from datagen.spans import DecodedFrame
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +159,43 @@ def test_cuts_where_the_shot_changes(reader, tmp_path):
     # From any clip's end on, as after a crash.
     for index, start, _ in expected[1:]:
         assert spans_of(path, start, index, shots=True) == expected[index:]
+
+
+def cuts_of(path: Path, **options) -> list[tuple[float, bool]]:
+    return [(round(span.end_s, 3), span.ends_shot) for span in cut_clips(str(path), DecodeOptions(**options))]
+
+
+def test_a_cut_is_known_as_one_also_where_the_length_limit_ends_the_clip(tmp_path):
+    path = write_video(tmp_path / "shots.mp4", scenes([12, 12]), gop=250)
+    assert cuts_of(path, shots=True) == [(1.2, True), (2.4, False)]
+    assert cuts_of(path, shots=True, max_clip_s=1.2) == [(1.2, True), (2.4, False)]
+    assert cuts_of(path, shots=True, max_clip_s=0.4) == [(0.4, False), (0.8, False), (1.2, True), (1.6, False), (2.0, False), (2.4, False)]
+    assert cuts_of(path, max_clip_s=1.2) == [(1.2, False), (2.4, False)]
+    # Right behind a limit, too: it is the shot that has a shortest length.
+    assert cuts_of(path, shots=True, max_clip_s=1.1) == [(1.1, False), (1.2, True), (2.3, False), (2.4, False)]
+    assert cuts_of(path, shots=True, max_clip_s=1.1, min_shot_s=1.5) == [(1.1, False), (2.2, False), (2.4, False)]
+
+
+def test_clips_behind_any_other_are_the_same_once_its_shots_start_is_known(tmp_path):
+    path = write_video(tmp_path / "shots.mp4", scenes([12, 5, 12]), gop=250)
+    options = DecodeOptions(shots=True, max_clip_s=0.9, min_shot_s=1.0)
+    whole = list(cut_clips(str(path), options))
+    assert [(round(span.end_s, 3), span.ends_shot) for span in whole] == [(0.9, False), (1.2, True), (2.1, False), (2.9, False)]
+    shot_start_s = 0.0
+    for number, span in enumerate(whole[:-1], start=1):
+        shot_start_s = span.end_s if span.ends_shot else shot_start_s
+        assert list(cut_clips(str(path), options, span.end_s, number, shot_start_s)) == whole[number:]
+
+
+def test_the_start_of_a_shot_survives_a_killed_decoder(tmp_path):
+    path = write_video(tmp_path / "shots.mp4", scenes([12, 12]), gop=250)
+    reader = VideoReader(DecodeOptions(shots=True, max_clip_s=1.1, min_shot_s=0.6), SIZE)
+    spans = reader.clips(str(path), "x")
+    found = [next(spans)]
+    os.kill(reader.pid, 9)
+    found += spans
+    assert [(round(span.end_s, 3), span.ends_shot) for span in found] == [(1.1, False), (1.2, True), (2.3, False), (2.4, False)]
+    reader.close()
 
 
 def test_shots_survive_a_killed_decoder(tmp_path):

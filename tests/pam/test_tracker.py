@@ -9,7 +9,7 @@ from PIL import Image
 from tracker_model import HEIGHT, SIZE, WIDTH, box_at, frames, picture, small_front_end
 
 from datagen.masks import decode_mask, encode_mask
-from datagen.pam.tracker import MemoryBank, Tracker, TrackPrompts
+from datagen.pam.tracker import MemoryBank, ObjectMemory, Tracker, TrackPrompts
 from datagen.perceive.tracking import remember, track_clip
 from datagen.records import Frame, Prompt
 
@@ -103,7 +103,7 @@ def test_what_is_remembered_of_an_object_finds_it_as_in_one_clip(tracker, video)
     whole = read_jpegs(video)
     given = encode_mask(disc(40, 48, 20))
     [expected] = track_clip(tracker, whole, [{0: Prompt(mask=given)}], NUM_FRAMES, WIDTH, HEIGHT)
-    memory = remember(tracker, whole[0].pixels, Prompt(mask=given), WIDTH, HEIGHT)
+    memory = ObjectMemory(remember(tracker, tracker.encode(torch.from_numpy(whole[0].pixels.copy())), Prompt(mask=given), WIDTH, HEIGHT))
     later = [frame._replace(frame_index=frame.frame_index - 1) for frame in whole[1:]]
     other = {2: Prompt(box=box_at(3, 1))}
 

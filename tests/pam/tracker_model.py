@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -12,11 +14,16 @@ from PIL import Image, ImageDraw
 from datagen.pam.front_end import FrontEnd
 from datagen.pam.segmenter import build_segmenter
 from datagen.pam.semantic_perceiver import SemanticPerceiver
-from datagen.records import Frame
+from datagen.records import Frame, Sample
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZE = 128
 WIDTH, HEIGHT = 200, 150
+FPS, NUM_FRAMES = 4, 12  # of the video that `write_video` writes
+FEW = {"points_per_side": 2, "predicted_iou_min": 0.0, "stability_min": 0.0, "max_regions": 3}
+
+Clips = Callable[..., list[Sample]]
+"""What the fixture `clips` gives."""
 
 
 def small_front_end() -> FrontEnd:
@@ -49,3 +56,14 @@ def picture(index: int) -> Image.Image:
 def frames(count: int, start: int = 0) -> list[Frame]:
     """`count` frames of a clip whose first is number `start` of the video, at 4 frames a second."""
     return [Frame(i, (start + i) / 4, np.asarray(picture(start + i).resize((SIZE, SIZE)))) for i in range(count)]
+
+
+def write_video(path: Path, pictures: Sequence[Image.Image] | None = None) -> Path:
+    """A video of these pictures, by default the first ones of `picture`."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "g": "4", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for image in pictures or [picture(index) for index in range(NUM_FRAMES)]:
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode(None))
+    return path

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
-from tracker_model import HEIGHT, SIZE, WIDTH, box_at, picture, small_front_end
+from tracker_model import FEW, FPS, HEIGHT, NUM_FRAMES, SIZE, WIDTH, Clips, box_at, picture, write_video
 
 from datagen.decode.reader import VideoReader
 from datagen.events import Note, log_event
@@ -19,52 +18,6 @@ from datagen.perceive.fake import FakeClipPerceiver
 from datagen.perceive.pam_clips import PamClipPerceiver
 from datagen.perceive.video import VideoPerceiveStep
 from datagen.records import Asset, Failure, Prompt, ResumePoint, Sample
-
-FPS, NUM_FRAMES = 4, 12
-FEW = {"points_per_side": 2, "predicted_iou_min": 0.0, "stability_min": 0.0, "max_regions": 3}
-
-
-def write_video(path: Path, num_frames: int = NUM_FRAMES) -> Path:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "g": "4", "bf": "0"})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for index in range(num_frames):
-            container.mux(stream.encode(av.VideoFrame.from_image(picture(index))))
-        container.mux(stream.encode(None))
-    return path
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_video(tmp_path_factory.mktemp("videos") / "shapes.mp4")
-
-
-@pytest.fixture(scope="module")
-def tracker() -> Tracker:
-    return Tracker(small_front_end())
-
-
-Clips = Callable[..., list[Sample]]
-
-
-@pytest.fixture
-def clips(video: Path, tracker: Tracker) -> Iterator[Clips]:
-    """Runs a video through a step of its own; `decode` and `perceive` are options, `fake` takes the models away."""
-    steps = []
-
-    def run(prompts=None, path: Path = video, resume=None, decode=None, fake=False, take=None, **perceive) -> list[Sample]:
-        options = PerceiveOptions.model_validate({"everything": FEW, **perceive})
-        perceiver = FakeClipPerceiver(options, SIZE) if fake else PamClipPerceiver(tracker, options)
-        reading = DecodeOptions.model_validate({"max_clip_s": 1.0, **(decode or {})})
-        step = VideoPerceiveStep(lambda: perceiver, lambda size: VideoReader(reading, size))
-        step.setup()
-        steps.append(step)
-        found = step.clips(Sample(0, Asset("v", str(path), "video", prompts), resume=resume))
-        return list(found) if take is None else [next(found) for _ in range(take)]
-
-    yield run
-    for step in steps:
-        step.teardown()
 
 
 def test_an_object_keeps_its_identity_over_three_clips(clips: Clips) -> None:
@@ -200,11 +153,6 @@ def test_a_prompt_that_makes_no_sense_fails_the_video(clips: Clips, prompt: Prom
     [only] = clips([prompt], fake=True)
     assert only.failure.code == code
     assert (only.clip.clip_index, only.clip.is_last) == (0, True)
-
-
-def test_two_boxes_for_one_object_on_one_frame_are_refused(clips: Clips) -> None:
-    [only] = clips([Prompt(box=box_at(0), object_id=1), Prompt(box=box_at(0, 1), object_id=1)], fake=True)
-    assert only.failure.code == "prompt_conflict"
 
 
 def test_a_file_that_is_no_video_and_a_bad_row_are_failed_clips(clips: Clips, tmp_path: Path, video: Path) -> None:
