@@ -23,7 +23,7 @@ from datagen.decode.timetable import Timetable
 from datagen.errors import DecodeError
 from datagen.frame_names import in_order
 from datagen.job import DecodeOptions
-from datagen.records import VideoInfo
+from datagen.spans import VideoInfo
 
 _MILLISECOND = Fraction(1, 1000)
 # As browsers do: a picture that asks for less would not be seen.
