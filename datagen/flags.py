@@ -62,6 +62,7 @@ DROP_REASONS = {
     "prompt_conflict": "two prompts of one object on one frame contradict one another",
     "prompt_empty": "it asks for nothing, or its mask has no pixel",
     "prompt_frame": "it is about a frame or a time that the video does not have",
+    "prompt_frame_missing": "it is about a frame that cannot be decoded",
     "prompt_inverted": "its box is empty or inverted",
     "prompt_labels": "its labels are not one per point, 1 or 0",
     "prompt_malformed": "it is not written as a prompt",

@@ -107,7 +107,7 @@ class Footage(ABC):
         table, wanted = self.timetable, frozenset(wanted)
         first, end = self._bounds(start_s, end_s)
         times = [table.second_of(index) for index in range(first, end)]
-        until = [*times[1:], self.info.duration_s if end_s is None else min(end_s, self.info.duration_s)]
+        until = [*times[1:], self.info.duration_s if end_s is None else min(end_s, self.info.duration_s)][: len(times)]
         rows = zip(range(first, end), times, until, strict=True)
         sampled = [(index, time_s) for index, time_s, until_s in rows if index in wanted or self._is_sampled(time_s, until_s, start_s)]
         return SpanPlan(first, end, sampled)
