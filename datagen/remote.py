@@ -6,7 +6,6 @@ A file that is not there is FileNotFoundError; every other refusal is a StorageE
 from __future__ import annotations
 
 import io
-import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -68,16 +67,21 @@ def redacted(uri: str) -> str:
 def joined(root: str, relative: str) -> str:
     """The URI of a relative path below a remote folder. Raises SourceError (`unsupported_uri`) when it leaves the bucket."""
     scheme, _, folder = root.partition("://")
-    path = posixpath.normpath(f"{folder}/{relative}")
-    if path.split("/")[0] != folder.split("/")[0] or "/" not in path:
+    parts = folder.split("/")
+    for part in relative.split("/"):  # an empty part is one of the key's
+        if part == "..":
+            del parts[-1:]
+        elif part != ".":
+            parts.append(part)
+    if parts[:1] != folder.split("/")[:1] or len(parts) < 2:
         raise SourceError(f"{relative!r} leads out of {root}", code="unsupported_uri")
-    return checked_uri(f"{scheme}://{path}")
+    return checked_uri(f"{scheme}://{'/'.join(parts)}")
 
 
 def list_files(uri: str, options: S3Options) -> Iterator[RemoteFile]:
     """All files below a remote folder, in a fixed order; one page, or one folder, is in memory at a time."""
     if scheme_of(uri) == "s3":
-        bucket, prefix = s3.split_uri(uri.rstrip("/"))
+        bucket, prefix = s3.split_uri(uri.removesuffix("/"))
         for item in s3.list_objects(options, bucket, f"{prefix}/" if prefix else ""):
             yield RemoteFile(f"s3://{bucket}/{item['Key']}", f"{item['Size']}-{item['ETag']}")
         return

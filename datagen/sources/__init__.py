@@ -13,8 +13,9 @@ from typing import Protocol
 from datagen.errors import SourceError
 from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset
-from datagen.remote import SCHEMES, checked_uri, is_remote, list_files, scheme_of
+from datagen.remote import SCHEMES, checked_uri, is_remote, scheme_of
 from datagen.sources.files import is_pattern
+from datagen.sources.listing import remote_files
 from datagen.sources.prompts import note_prompts
 from datagen.sources.uris import media_type_of
 from datagen.tables import TABLE_SUFFIXES, image_columns, open_table
@@ -34,7 +35,7 @@ _DATASET_NOTES = ("state.json", "dataset_dict.json")
 class Source(Protocol):
     """Assets in a deterministic order. Iterating again lists again; every entry of a manifest becomes exactly one asset.
 
-    skipped: what the latest listing left out, by kind (such as `video` or `image`, `other file`, `unreadable folder`), as counts.
+    skipped: what the latest listing left out, by kind (such as `video` or `image`, `.txt file`, `unreadable folder`), as counts.
     """
 
     @property
@@ -141,7 +142,7 @@ def _kind_of_folder(folder: str, options: SourceOptions, s3: S3Options) -> str:
 
         files: Iterator[str] = FolderSource(folder).files()
     else:
-        files = (file.uri for file in list_files(folder, s3))
+        files = (file.uri for file in remote_files(folder, s3, Counter()))
     try:
         names = [file.lower() for file in islice(files, _LOOKED_AT)]
     except FileNotFoundError:

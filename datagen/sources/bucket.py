@@ -11,6 +11,7 @@ from datagen.ids import asset_id_of
 from datagen.job import S3Options
 from datagen.records import Asset, Failure
 from datagen.remote import list_files
+from datagen.sources.listing import count_other, refuse_nothing, remote_files, without_companions
 from datagen.sources.uris import inside, media_type_of
 
 
@@ -38,14 +39,18 @@ class BucketSource:
         return f"{'images and videos' if self.media == 'any' else self.media + 's'} below {self.uri}"
 
     def __iter__(self) -> Iterator[Asset]:
-        """Stream the assets."""
+        """Stream the assets. Raises SourceError when there is none."""
         self.skipped.clear()
-        for file in list_files(self.uri, self._s3):
-            media_type = media_type_of(file.uri, self.media)
-            if media_type == "other" or self.media not in (media_type, "any"):
-                self.skipped["other file" if media_type == "other" else media_type] += 1
+        is_empty = True
+        for file in without_companions(remote_files(self.uri, self._s3, self.skipped), self.skipped, lambda one: one.uri):
+            if count_other(self.skipped, file.uri, self.media):
                 continue
-            asset = Asset(asset_id_of(file.uri, file.version if self.reprocess_changed else ""), file.uri, media_type)
+            is_video = media_type_of(file.uri, self.media) == "video"
+            asset_id = asset_id_of(file.uri, file.version if self.reprocess_changed else "")
+            asset = Asset(asset_id, file.uri, "video" if is_video else "image")
             if inside(file.uri):
                 asset.failure = Failure("unsupported_uri", f"{file.uri}: its name reads as that of a member of an archive; rename it")
+            is_empty = False
             yield asset
+        if is_empty:
+            refuse_nothing(f"below {self.uri}", self.media, self.skipped)

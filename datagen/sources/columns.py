@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
 
 from datagen.errors import SourceError
-from datagen.sources.prompts import SHORTHANDS
+from datagen.sources.prompts import SHORTHANDS, Given, has_form
 
 COLUMNS = ("uri", "asset_id", "license", "prompts", *SHORTHANDS)
 """Columns with a meaning; every other one passes through to `Asset.extra`."""
@@ -26,13 +28,14 @@ _SIMILAR = {
     ),
     _POINTS: "point pointcoords pointscoords coords click clicks keypoint keypoints pointlabel pointlabels pointslabels",
     _MASK: "masks segmentation segmentations segment rle rles maskrle maskrles polygon polygons poly polys annmask",
-    _PROMPTS: "prompt annotation annotations anns",
+    _PROMPTS: "prompt annotation annotations anns objects instances",
     "`object_id`": "objectids objid trackid",
     "`frame`: its number in the video, from 0": "frameindex frameidx frameno framenumber frameid",
     "`time_s`: seconds after the video's first frame": "times time timesec timeseconds timestamps timestamp timems",
 }
 _VIDEO_COLUMNS = ("frame", "time_s", "object_id")
 _ASKING = ("prompts", "box", "points", "mask")
+_NOT_READ = "column `{}`, passed through and not read as a prompt"
 _HINTS = {name: hint for hint, names in _SIMILAR.items() for name in names.split()}
 # Of videos only: ordinary columns of pictures.
 _OF_VIDEOS = {"frame", "times", "objectid"} | {name for name, hint in _HINTS.items() if hint.split("`")[1] in _VIDEO_COLUMNS}
@@ -59,6 +62,23 @@ def unread(names: Iterable[str], passed: Collection[str] = (), *, video: bool = 
     if {"x", "y"} <= set(keys.values()) and not {"z", "zoom"} & set(keys.values()):  # those of a map's tile
         found |= {name: _POINTS for name, key in keys.items() if key in ("x", "y")}
     return found
+
+
+def not_read(row: Mapping[str, Any], given: Given, passed: Collection[str], read: Collection[str] = COLUMNS) -> Iterator[str]:
+    """What to count of a row that other tools made: each of its columns that looks like a prompt and was not read as one."""
+    for name in _similar(tuple(map(str, row)), tuple(passed), tuple(read)):
+        yield _NOT_READ.format(name)
+    for name in _ASKING:
+        value = row.get(name)
+        if value in (None, "", []) or name in given.used or name in passed:
+            continue
+        if name in read or has_form(value, name):
+            yield _NOT_READ.format(name)
+
+
+@lru_cache(maxsize=256)
+def _similar(names: tuple[str, ...], passed: tuple[str, ...], read: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(unread(names, passed, read=(*read, *_ASKING)))
 
 
 def refuse_unread(where: str, names: Iterable[str], passed: Collection[str], *, video: bool = False) -> None:

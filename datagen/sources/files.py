@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 from datagen.errors import SourceError
 from datagen.job import S3Options
-from datagen.remote import is_remote, list_files
+from datagen.remote import is_remote
 from datagen.sources.folder import FolderSource
+from datagen.sources.listing import remote_files
 
 _WILD = frozenset("*?[")
 
@@ -23,7 +24,8 @@ def is_pattern(place: str) -> bool:
 class Files:
     """Paths or URIs in a fixed order. place: a file, a folder or prefix (recursively), or a folder and a pattern of names in it.
 
-    skipped: folders that could not be listed, by kind, of the latest listing. Raises SourceError when there is nothing.
+    skipped: folders that could not be listed, and datasets that datagen wrote, of the latest listing.
+    Raises SourceError when there is nothing.
     """
 
     def __init__(self, place: str, s3: S3Options, suffixes: tuple[str, ...]) -> None:
@@ -52,7 +54,7 @@ class Files:
             self.skipped.update(source.skipped)
             return
         try:
-            for file in list_files(folder, self._s3):
+            for file in remote_files(folder, self._s3, self.skipped):
                 yield file.uri
         except FileNotFoundError:
             return

@@ -9,7 +9,9 @@ from typing import Literal
 
 from datagen.errors import SourceError
 from datagen.ids import asset_id_of
+from datagen.job import S3Options
 from datagen.records import Asset
+from datagen.sources.listing import count_other, refuse_nothing, without_companions, without_outputs
 from datagen.sources.uris import media_type_of, uri_of_path, version_of_path
 
 
@@ -33,18 +35,24 @@ class FolderSource:
         return f"{kinds} in the folder {self.folder}"
 
     def __iter__(self) -> Iterator[Asset]:
-        """Stream the assets. Raises SourceError when the folder itself cannot be listed; sub-folders are counted and skipped."""
+        """Stream the assets. Raises SourceError when the folder itself cannot be listed, or has none; other folders are skipped."""
         self.skipped.clear()
-        for path in self.files():
-            media_type = media_type_of(path, self.media)
-            if media_type == "other" or self.media not in (media_type, "any"):
-                self.skipped["other file" if media_type == "other" else media_type] += 1
+        is_empty = True
+        for path in without_companions(self.files(), self.skipped):
+            if count_other(self.skipped, path, self.media):
                 continue
-            uri = uri_of_path(path)
-            yield Asset(asset_id_of(uri, version_of_path(path) if self.reprocess_changed else ""), uri, media_type)
+            uri, is_video = uri_of_path(path), media_type_of(path, self.media) == "video"
+            version = version_of_path(path) if self.reprocess_changed else ""
+            is_empty = False
+            yield Asset(asset_id_of(uri, version), uri, "video" if is_video else "image")
+        if is_empty:
+            refuse_nothing(f"in {self.folder}", self.media, self.skipped)
 
     def files(self) -> Iterator[str]:
-        """The paths of all files, also of other kinds."""
+        """The paths of all files, also of other kinds, without datasets that datagen wrote."""
+        return without_outputs(self._walk(), self.skipped, S3Options())
+
+    def _walk(self) -> Iterator[str]:
         root = os.path.realpath(self.folder)
         listed_outside: set[str] = set()
         pending = self._entries(self.folder)

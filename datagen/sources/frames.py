@@ -19,8 +19,9 @@ from datagen.frame_names import in_order
 from datagen.ids import asset_id_of
 from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset
-from datagen.remote import is_remote, list_files
+from datagen.remote import is_remote
 from datagen.sources.folder import FolderSource
+from datagen.sources.listing import remote_files
 from datagen.sources.mask_folders import MaskFolders
 from datagen.sources.rows import version_of_file
 from datagen.sources.uris import VIDEO_SUFFIXES, uri_of
@@ -125,7 +126,7 @@ class FramesSource:
             yield from self._folder.files()
             return
         try:
-            yield from (file.uri for file in list_files(self.place, self._s3))
+            yield from (file.uri for file in remote_files(self.place, self._s3, self.skipped))
         except FileNotFoundError:
             return
 

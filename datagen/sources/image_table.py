@@ -13,7 +13,9 @@ from datagen.ids import asset_id_of
 from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset, Failure
 from datagen.remote import is_remote
+from datagen.sources.columns import not_read
 from datagen.sources.files import Files
+from datagen.sources.listing import count_file
 from datagen.sources.rows import RowReader, fill, plain, version_of_file
 from datagen.sources.uris import inside, inside_uri, uri_of
 from datagen.sources.values import bounded
@@ -28,7 +30,8 @@ class ImageTableSource:
     """Rows of the tables below a folder or prefix, file by file; a row without a picture fails when it is decoded (`no_image`).
 
     Where a file holds paths and no bytes, a path is what a manifest's `uri` is, with the same rules.
-    `prompts`, `license` and `asset_id` are those of a manifest; all other columns pass through, without their bytes. A row with a value
+    `prompts`, `license` and `asset_id` are those of a manifest; all other columns pass through, without their bytes, also `prompts` that
+    are none by their form. Those that look like prompts and are not read are counted in `skipped`. A row with a value
     that cannot be read is a failed asset, `manifest_bad_row`. A file that breaks off or lacks the column is one itself: `table_damaged`,
     `no_image_column`. A changed file's rows are new with `reprocess_changed`.
     """
@@ -37,6 +40,7 @@ class ImageTableSource:
         self.skipped: Counter[str] = Counter()
         self._files = Files(place, s3, TABLE_SUFFIXES)
         self._options, self._s3 = options, s3
+        self._columns = tuple(name for name in _COLUMNS if name not in options.pass_through)
         self.column = self._first_column()
 
     def describe(self) -> str:
@@ -48,7 +52,7 @@ class ImageTableSource:
         self.skipped.clear()
         for file in self._files:
             if not _is_table(file):
-                self.skipped["other file"] += 1
+                count_file(self.skipped, file)
                 continue
             uri = uri_of(file)
             try:
@@ -90,7 +94,8 @@ class ImageTableSource:
             path = picture.get("path") if isinstance(picture, dict) else None
             is_path = path and table.is_path(self.column, number)
             asset = paths.located(str(path), cell) if is_path else Asset(asset_id_of(cell, version), cell)
-            fill(asset, row, cell, _COLUMNS)
+            given = fill(asset, row, cell, self._columns, lenient=True)
+            self.skipped.update(not_read(row, given, self._options.pass_through, self._columns))
             if path:
                 asset.extra.setdefault(f"{self.column}_path", plain(path))
             yield asset

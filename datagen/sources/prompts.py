@@ -164,7 +164,7 @@ def parse_shorthand(
     `object_id`. columns: those that may be read so. Nothing when it has none of the first; class names in `labels` are none of points.
     """
     item: dict[str, Any] = {}
-    used = {key for key in columns if key in _ASKING and key in row and not (lenient and not _has_form(row[key], key))}
+    used = {key for key in columns if key in _ASKING and key in row and not (lenient and not has_form(row[key], key))}
     try:
         item = {key: value for key in used if (value := _value(row[key], key)) not in (None, [])}
         if "labels" in columns and "points" in item and _are_point_labels(row.get("labels")):
@@ -227,7 +227,8 @@ def _is_list_of_prompts(value: Any) -> bool:
     return isinstance(items, list) and any(isinstance(item, Mapping) and bool(item.keys() & _ASKING) for item in items)
 
 
-def _has_form(value: Any, key: str) -> bool:
+def has_form(value: Any, key: str) -> bool:
+    """Whether the value of a column `box`, `points` or `mask` that other tools may have written has the form of ours."""
     value = _json_or_none(value)
     return value is None or (isinstance(value, Mapping) and "counts" in value if key == "mask" else isinstance(value, list))
 

@@ -23,7 +23,14 @@ from datagen.errors import SourceError
 from datagen.frame_names import is_frame_folder
 from datagen.remote import SCHEMES, checked_uri, is_remote, joined
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")  # read by pillow-heif, an extra
+# The names of what decode/signatures.py knows.
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
+        *(".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", *HEIF_SUFFIXES),
+    }
+)
 # The names of what decode/containers.py opens.
 VIDEO_SUFFIXES = frozenset(
     {

@@ -8,6 +8,7 @@ named by their extension.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,10 @@ from datagen.ids import asset_id_of
 from datagen.job import S3Options, SourceOptions
 from datagen.ranges import open_ranges
 from datagen.records import Asset, Failure, Span
+from datagen.sources.columns import COLUMNS, not_read
 from datagen.sources.files import Files
+from datagen.sources.listing import companion_of, count_file, refuse_nothing
+from datagen.sources.prompts import SHORTHANDS, given_prompts
 from datagen.sources.rows import fill, plain
 from datagen.sources.uris import inside, inside_uri, media_type_of, member_path, uri_of
 from datagen.sources.values import parse_json
@@ -26,8 +30,7 @@ from datagen.tar import COMPRESSED_SUFFIXES, Member, TarReader, compressed
 
 _METADATA_SUFFIXES = (".json", ".txt")
 _METADATA_BYTES = 16 << 20
-# What only one picture can have.
-_OF_ONE = ("asset_id", "prompts", "box", "points", "labels")
+_OF_PROMPTS = ("prompts", *SHORTHANDS)
 
 
 class TarSource:
@@ -51,16 +54,24 @@ class TarSource:
         return f"{kinds} in {'the tar archive' if self._files.is_one else 'tar archives of'} {self._files.place}"
 
     def __iter__(self) -> Iterator[Asset]:
-        """Stream the assets. Raises SourceError when a folder cannot be listed, StorageError when a bucket refuses."""
+        """Stream the assets. Raises SourceError when a folder cannot be listed or nothing is found, StorageError when a bucket refuses."""
         self.skipped.clear()
+        is_empty = True
+        for asset in self._listed():
+            is_empty = False
+            yield asset
+        self.skipped.update(self._files.skipped)
+        if is_empty:
+            refuse_nothing(f"in {self._files.place}", self._options.media, self.skipped)
+
+    def _listed(self) -> Iterator[Asset]:
         for file in self._files:
             if file.lower().endswith(".tar"):
                 yield from self._archive(file)
             elif file.lower().endswith(COMPRESSED_SUFFIXES):
                 yield self._failed_archive(file, compressed("by its name"))
             else:
-                self.skipped["other file"] += 1
-        self.skipped.update(self._files.skipped)
+                count_file(self.skipped, file)
 
     def _archive(self, file: str) -> Iterator[Asset]:
         uri = uri_of(file)
@@ -90,10 +101,10 @@ class TarSource:
 
 @dataclass
 class _Group:
-    """Members of one key. row: what their metadata say, None where they say nothing. failure: what is wrong with it."""
+    """Members of one key. media: by name. row: what their metadata say, None where they say nothing. failure: what is wrong with it."""
 
     key: bytes = b""
-    media: list[Asset] = field(default_factory=list)
+    media: list[tuple[str, Asset]] = field(default_factory=list)
     row: dict[str, Any] | None = None
     failure: Failure | None = None
 
@@ -104,6 +115,7 @@ class _Archive:
     def __init__(self, uri: str, reader: TarReader, options: SourceOptions, skipped: Counter[str]) -> None:
         self._uri, self._reader, self._options, self._skipped = uri, reader, options, skipped
         self._group = _Group()
+        self._columns_read = tuple(name for name in COLUMNS if name not in options.pass_through)
         self._names: set[bytes] = set()
         self._keys_with_media: set[bytes] = set()
         self._keys_with_metadata: set[bytes] = set()
@@ -115,7 +127,7 @@ class _Archive:
                 continue
             is_metadata = member.name.lower().endswith(_METADATA_SUFFIXES)
             if media_type_of(member.name, self._options.media) == "other" and not is_metadata:
-                self._skipped["other file"] += 1
+                count_file(self._skipped, member.name)
                 continue
             key = _hash(_key(member.name))
             if key != self._group.key:
@@ -150,7 +162,7 @@ class _Archive:
             asset.failure = Failure("archive_not_grouped", message)
         if asset.failure:
             return asset
-        self._group.media.append(asset)
+        self._group.media.append((member.name, asset))
         return None
 
     def _add_metadata(self, member: Member, key: bytes) -> Asset | None:
@@ -162,8 +174,11 @@ class _Archive:
             return asset
         if asset.failure is None:
             try:
-                row = self._group.row or {}
-                self._group.row = row | self._columns(member)
+                row, columns = self._group.row or {}, self._columns(member)
+                twice = [name for name in columns if name in row and row[name] != columns[name]]
+                if twice:
+                    raise ValueError(f"another member of its key says something else of `{twice[0]}`; keep one")
+                self._group.row = row | columns
             except ValueError as error:
                 asset.failure = Failure(getattr(error, "code", "manifest_bad_row"), f"{asset.uri}: {plain(str(error))}")
         self._group.failure = self._group.failure or asset.failure
@@ -215,23 +230,47 @@ class _Archive:
             self._keys_with_metadata.add(group.key)
             if not group.media:
                 self._skipped["metadata without a picture"] += 1
-        for asset in group.media:
+        pictures = self._without_companions(group.media)
+        plain_names = [name for name, _ in pictures if "." not in _extension(name)]
+        for name, asset in pictures:
             row, asset.failure = group.row or {}, group.failure
-            asked = [name for name in _OF_ONE if row.get(name)]
-            if len(group.media) > 1 and asked and not asset.failure:
+            asked = self._asked(row, asset) if len(pictures) > 1 and not asset.failure else []
+            if asked and len(plain_names) != 1:
                 message = (
-                    f"{asset.uri}: {', '.join(asked)} would be those of {len(group.media)} members of one key; give each a key of its own"
+                    f"{asset.uri}: {', '.join(asked)} would be those of {len(pictures)} members of one key; give each a key of its own"
                 )
                 asset.failure = Failure("manifest_bad_prompts", message)
-                row = {name: value for name, value in row.items() if name not in _OF_ONE}
-            _fill(asset, row)
+            if asset.failure or name not in plain_names:
+                row = {column: value for column, value in row.items() if column not in asked}
+            self._fill(asset, row)
             yield asset
 
+    def _without_companions(self, media: list[tuple[str, Asset]]) -> list[tuple[str, Asset]]:
+        """The pictures and videos of a group without masks and the like that lie beside one, which are counted."""
+        stems = {posixpath.splitext(name)[0] for name, _ in media if companion_of(name) is None}
+        kept = []
+        for name, asset in media:
+            companion = companion_of(name)
+            if companion is not None and companion[0] in stems:
+                self._skipped[companion[1]] += 1
+            else:
+                kept.append((name, asset))
+        return kept
 
-def _fill(asset: Asset, row: dict[str, Any]) -> None:
-    fill(asset, row, asset.uri)
-    if row.get("uri") is not None:  # where the picture came from, as img2dataset and others write it; the member is what is read
-        asset.extra["uri"] = plain(row["uri"])
+    def _asked(self, row: dict[str, Any], asset: Asset) -> list[str]:
+        """The columns that only one picture can have, of those that are there."""
+        try:
+            given = given_prompts(row, asset.media_type, self._columns_read, lenient=True)
+            used = given.used if given.num else frozenset[str]()
+        except ValueError:
+            used = frozenset(_OF_PROMPTS)
+        return [name for name in ("asset_id", *_OF_PROMPTS) if row.get(name) and (name == "asset_id" or name in used)]
+
+    def _fill(self, asset: Asset, row: dict[str, Any]) -> None:
+        given = fill(asset, row, asset.uri, self._columns_read, lenient=True)
+        self._skipped.update(not_read(row, given, self._options.pass_through, self._columns_read))
+        if row.get("uri") is not None:  # where the picture came from, as img2dataset and others write it; the member is what is read
+            asset.extra["uri"] = plain(row["uri"])
 
 
 def _key(name: str) -> str:

@@ -128,11 +128,14 @@ def test_what_is_not_for_this_job_is_counted(datagen: Datagen, tmp_path: Path, p
     (photos / "notes.txt").write_text("hello")
     arguments = ("-i", photos, "-o", tmp_path / "out")
     for command in ("plan", "run", "run"):
-        assert "1 video, 1 other file" in datagen(command, job(tmp_path), *arguments).stdout
+        assert "1 video, 1 .txt file" in datagen(command, job(tmp_path), *arguments).stdout
 
     for picture in photos.glob("*.png"):
         picture.unlink()
-    assert "no assets for this job; skipped: 1 video, 1 other file" in datagen("run", job(tmp_path), *arguments).stdout
+    found = datagen("run", job(tmp_path), *arguments)
+    assert found.returncode == 2
+    assert "there are no images in" in found.stderr
+    assert "found: 1 video, 1 .txt file" in " ".join(found.stderr.split())
 
 
 def test_a_budget_that_is_used_up_has_an_exit_code_of_its_own(datagen: Datagen, tmp_path: Path, photos: Path) -> None:

@@ -57,7 +57,7 @@ def test_images_and_videos_of_one_folder_end_in_one_dataset(media: Path, tmp_pat
 
     assert summary.statuses == {"ok": 3, "failed": 1}
     assert (summary.videos, summary.clips, summary.tracks, summary.regions) == (3, 7, 12, 3)
-    assert summary.skipped == {"other file": 1}
+    assert summary.skipped == {".txt file": 1}
     assets = {Path(row["uri"]).name: row for row in rows(output, "assets")}
     assert (assets["a.mp4"]["num_clips"], assets["a.mp4"]["num_tracks"], assets["a.mp4"]["num_frames"]) == (3, 2, 12)
     assert assets["broken.mp4"]["error_code"] == "truncated"

@@ -48,13 +48,14 @@ def test_what_is_no_image_is_counted(tmp_path):
     touch(tmp_path, "a.png", "film.MP4", "clips/film.mov", "notes.txt", "README", ".hidden", "jpg")
     source = source_of(tmp_path)
     assert names_of(source, tmp_path) == ["a.png"]
-    assert source.skipped == {"video": 2, "other file": 4}
+    assert source.skipped == {"video": 2, ".txt file": 1, "file without an extension": 3}
     list(source)
     assert source.skipped["video"] == 2
 
 
-def test_an_empty_folder_has_no_assets(tmp_path):
-    assert list(source_of(tmp_path)) == []
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(SourceError, match=r"there are no images in .*: it is empty"):
+        list(source_of(tmp_path))
 
 
 def test_links_do_not_loop_or_repeat(tmp_path):
