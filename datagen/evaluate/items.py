@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datagen.errors import SourceError
-from datagen.masks import Box
+from datagen.masks import Box, check_rle
 from datagen.records import LANGUAGES, RLE, TASKS
 from datagen.write.done import read_parts
 from datagen.write.layout import run_records
@@ -104,7 +104,8 @@ def items_of(store: Store) -> dict[str, list[Item]]:
     found: dict[str, list[Item]] = {}
     for row in _rows(store, "regions", ["asset_id", "region_index", "prompt", "mask", *TEXTS]):
         prompt = row["prompt"]
-        item = Item(row["region_index"], _rle(row["mask"]), _texts(row, TEXTS), prompt["source"], prompt.get("id"), _asked(prompt))
+        mask = _rle(row["mask"], store, row["asset_id"])
+        item = Item(row["region_index"], mask, _texts(row, TEXTS), prompt["source"], prompt.get("id"), _asked(prompt))
         found.setdefault(row["asset_id"], []).append(item)
     for items in found.values():
         items.sort(key=lambda item: item.number)
@@ -128,7 +129,7 @@ def tracks_of(store: Store) -> dict[str, list[TrackItem]]:
     columns = ["track_id", "asset_id", "clip_index", "object_index", "object_id", "prompts", "frames", *EVENTS]
     rows = sorted(_rows(store, "tracks", columns), key=lambda row: (row["clip_index"], row["object_index"]))
     for row in rows:
-        masks = {frame["frame_index"]: frame["mask"] and _rle(frame["mask"]) for frame in row["frames"]}
+        masks = {frame["frame_index"]: frame["mask"] and _rle(frame["mask"], store, row["asset_id"]) for frame in row["frames"]}
         asked = [_asked(prompt) for prompt in row["prompts"] if prompt["source"] not in ("handover", EVERYTHING)]
         item = TrackItem(row["asset_id"], row["clip_index"], row["track_id"], masks, _texts(row, EVENTS), asked, row.get("object_id"))
         found.setdefault(row["asset_id"], []).append(item)
@@ -159,8 +160,9 @@ def _medium(row: Mapping[str, Any]) -> Medium:
     size = (row["width"], row["height"]) if row["width"] is not None and row["height"] is not None else None
     try:
         extra = json.loads(row["extra"] or "{}")
-    except ValueError:  # `datagen check` names it
+    except (ValueError, RecursionError):  # `datagen check` names it
         extra = {}
+    extra = extra if isinstance(extra, dict) else {}
     return Medium(row["asset_id"], (row["asset_id"],), (row["uri"],), size, row["sha256"], row["status"] == "failed", extra)
 
 
@@ -177,8 +179,21 @@ def _asked(prompt: Mapping[str, Any]) -> Asked:
     box, mask = prompt["box"], prompt.get("mask")
     points = tuple((float(x), float(y)) for x, y in prompt["points"] or ())
     corners = (float(box[0]), float(box[1]), float(box[2]), float(box[3])) if box else None
-    return Asked(corners, points, tuple(prompt["labels"] or ()), _rle(mask) if mask else None)
+    return Asked(corners, points, tuple(prompt["labels"] or ()), _sound(mask) if mask else None)
 
 
-def _rle(stored: Mapping[str, Any]) -> RLE:
-    return {"size": list(stored["size"]), "counts": stored["counts"]}
+def _rle(stored: Mapping[str, Any], store: Store, asset_id: str) -> RLE:
+    """A stored mask, looked at before pycocotools takes it. Raises SourceError."""
+    mask = _sound(stored)
+    if mask is None:
+        raise SourceError(f"{store.uri} has a damaged mask, of asset {asset_id}; `datagen check {store.uri}` names all damage")
+    return mask
+
+
+def _sound(stored: Mapping[str, Any]) -> RLE | None:
+    mask = RLE(size=list(stored["size"]), counts=stored["counts"])
+    try:
+        check_rle(mask)
+    except (ValueError, TypeError):
+        return None
+    return mask

@@ -12,9 +12,10 @@ from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset, Failure, Prompt
 from datagen.sources.coco_document import CocoAnnotation, CocoImage, Document, read_document
 from datagen.sources.coco_media import MediaFinder, Place
+from datagen.sources.prompts import MAX_PROMPTS
 from datagen.sources.rows import RowReader, absolute
 from datagen.sources.uris import uri_of
-from datagen.sources.values import plain
+from datagen.sources.values import ROW_TOO_LARGE, plain
 from datagen.stated import CROWD
 
 PromptKind = Literal["box", "mask"]
@@ -81,13 +82,15 @@ class CocoSource:
         annotations = [annotation for image in images for annotation in image.annotations]
         told = [annotation.extra() for annotation in annotations]
         asset.extra = {key: value for image in reversed(images) for key, value in image.extra().items()}
-        asset.extra |= {"coco_image_id": plain(first.raw.get("id")), "coco_annotations": told}
+        asset.extra |= {"coco_image_id": first.id, "coco_annotations": told}
         if len(images) > 1:
-            asset.extra["coco_image_ids"] = [plain(image.raw.get("id")) for image in images]
+            asset.extra["coco_image_ids"] = [image.id for image in images]
         sizes = {image.size for image in images if image.size is not None}
         asset.stated_size = next(iter(sizes), None)
         if asset.failure is None and len(sizes) > 1:
             asset.failure = _two_sizes(images, where)
+        if asset.failure is None and len(annotations) > MAX_PROMPTS:
+            asset.failure = Failure(ROW_TOO_LARGE, f"{where} has {len(annotations)} annotations; at most {MAX_PROMPTS} are read")
         if asset.failure is None and annotations:
             self._add_prompts(asset, annotations, told)
         if asset.failure is None and missing:

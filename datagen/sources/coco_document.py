@@ -111,6 +111,11 @@ class CocoImage:
     problem: str = ""
     annotations: list[CocoAnnotation] = field(default_factory=list)
 
+    @property
+    def id(self) -> Any:
+        """As it stands in the file, ready for JSON; None where it is no id."""
+        return plain(self.raw.get("id")) if self.key is not None else None
+
     def text(self, name: str) -> str:
         """A field that is a text, empty where it is not."""
         value = self.raw.get(name)
@@ -119,8 +124,9 @@ class CocoImage:
     def extra(self) -> dict[str, Any]:
         """Every further field of the entry, ready for JSON."""
         more: dict[str, Any] = plain({key: value for key, value in self.raw.items() if key not in _IMAGE_KEYS and not is_deep(value)})
-        if self.license is None and self.raw.get("license") is not None:
-            more["license"] = plain(self.raw["license"])
+        stated = self.raw.get("license")
+        if self.license is None and stated is not None and not is_deep(stated):
+            more["license"] = plain(stated)
         return more
 
 

@@ -292,3 +292,11 @@ def test_gold_of_a_kind_that_the_dataset_has_not_is_said_not_to_be_measured(tmp_
     report = evaluate(write_dataset(tmp_path / "found", {"a.png": [asked(0, "left")]}), gold)
     assert "clips" not in report
     assert report["not_measured"] == {"video": 1}
+
+
+def test_a_damaged_mask_of_a_dataset_is_named_and_never_compared(tmp_path):
+    broken = asked(0, "left")
+    broken.mask["counts"] = broken.mask["counts"][:-2]
+    found = write_dataset(tmp_path / "found", {"a.png": [broken]})
+    with pytest.raises(SourceError, match="has a damaged mask"):
+        evaluate(found, coco(tmp_path, [annotation("left")]))

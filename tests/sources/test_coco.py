@@ -160,15 +160,24 @@ def test_an_image_that_makes_no_sense_costs_itself(tmp_path):
         {"id": [4], "file_name": "a.jpg"},
         {"id": 5, "file_name": "a.jpg", "width": "wide", "height": 8},
         {"id": 6},
+        {"id": "DEEP", "file_name": "a.jpg"},
+        {"id": 8, "file_name": "a.jpg", "license": "DEEP"},
     ]
     path = coco(tmp_path, annotation(1, 1), annotation(2, 2), images=images)
     path.write_text(path.read_text().replace('"DEEP"', "[" * 700 + "]" * 700))
     assets = list(source_of(path))
     assert [asset.failure and asset.failure.code for asset in assets] == [
-        *("manifest_bad_row", None, "manifest_bad_row", "manifest_bad_row", "manifest_bad_row", "manifest_no_uri")
+        *("manifest_bad_row", None, "manifest_bad_row", "manifest_bad_row", "manifest_bad_row", "manifest_no_uri"),
+        *("manifest_bad_row", "manifest_bad_row"),
     ]
     assert assets[1].stated_size == (12, 8)
     assert len(assets[1].prompts) == 1
+
+
+def test_more_annotations_than_are_read_fail_their_image_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("datagen.sources.coco.MAX_PROMPTS", 2)
+    many, few = source_of(coco(tmp_path, *(annotation(n) for n in range(3)), annotation(9, 2)))
+    assert (many.failure.code, few.failure, len(few.prompts)) == ("row_too_large", None, 1)
 
 
 def test_a_polygon_needs_the_pictures_size(tmp_path):
