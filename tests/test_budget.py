@@ -54,6 +54,19 @@ def test_a_deadline_is_a_time_or_a_duration(text: str, when: datetime) -> None:
     assert deadline_of(text, NOW) == when
 
 
+@pytest.mark.parametrize(("zone", "hour"), [("UTC", 6), ("Asia/Tokyo", 21), ("America/New_York", 11)])
+def test_a_deadline_without_a_zone_is_of_the_clock_on_the_wall(zone: str, hour: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        day = 26 if zone != "Asia/Tokyo" else 25
+        assert deadline_of("2026-11-26T06:00", NOW) == datetime(2026, 11, day, hour, tzinfo=UTC)
+        assert deadline_of("2026-11-26T06:00+02:00", NOW) == datetime(2026, 11, 26, 4, tzinfo=UTC)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 @pytest.mark.parametrize("text", ["", "soon", "h", "3", "..h", "-2h", "1e9d", "25:00", "2026-13-01"])
 def test_anything_else_is_refused_with_examples(text: str) -> None:
     with pytest.raises(JobError, match=r"`run.budget.deadline`.*a duration such as 2h, 90m or 1h30m"):

@@ -171,6 +171,7 @@ def test_another_schema_is_told_apart(root, change, said):
         ("assets", "run_id", lambda _: "another", "unknown_run"),
         ("assets", "asset_id", lambda _: "another", "part_name"),
         ("assets", "num_regions", lambda n: n + 1, "region_count"),
+        ("assets", "num_regions", lambda n: n - 1, "region_count"),
         ("assets", "status", lambda _: "empty", "status"),
         ("assets", "status", lambda _: "fine", "status"),
         ("assets", "status", lambda _: "failed", "failed_row"),

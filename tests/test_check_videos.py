@@ -207,6 +207,7 @@ def test_clips_and_tracks_are_counted_for_the_video(root):
     ("index", "clip_index", "column", "make", "code"),
     [
         (20, 0, "num_tracks", lambda n: n + 1, "track_count"),
+        (20, 0, "num_tracks", lambda n: n - 1, "track_count"),
         (20, 0, "status", lambda _: "empty", "status"),
         (24, 0, "status", lambda _: "fine", "status"),
         (24, 0, "error_code", lambda _: "decode", "failed_row"),
@@ -246,6 +247,7 @@ def test_a_clip_with_tracks_has_a_size(root):
     ("index", "column", "make", "expected"),
     [
         (20, "num_tracks", lambda n: n + 1, {"track_count": 1}),
+        (20, "num_tracks", lambda n: n - 1, {"track_count": 1}),
         (20, "status", lambda _: "empty", {"status": 1}),
         (20, "status", lambda _: "failed", {"status": 1}),
         (22, "status", lambda _: "ok", {"status": 1}),

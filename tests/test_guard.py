@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from datagen.errors import ClusterError, DecodeError, EngineDiedError, ModelLoadError, WriteError
-from datagen.guard import Guarded
+from datagen.guard import Guarded, split_suspects
 from datagen.ids import work_id_of
 from datagen.ledger import Ledger, LocalLedger
 from datagen.records import Asset, RegionTokens, Sample
@@ -88,6 +88,30 @@ def test_suspects_run_alone_and_only_the_killer_is_blamed(ledger: Ledger, tmp_pa
     assert b.failure is not None
     assert b.failure.code == "perceive_crashed"
     assert Ledger(open_store(str(tmp_path)), tries=2).begin("perceive", "w", ["image a", "image b"]) == {"image b": 2}
+
+
+def test_in_the_write_step_suspects_are_groups_of_their_own_until_their_tries_are_used_up(ledger: Ledger) -> None:
+    def groups() -> list[list[tuple[str, str | None]]]:
+        split = split_suspects("write", LocalLedger(ledger), samples("a", "b", "c"), tries=2)
+        return [[(sample.asset.asset_id, sample.failure.code if sample.failure else None) for sample in group] for group in split]
+
+    assert groups() == [[("a", None), ("b", None), ("c", None)]]
+    assert groups() == [[("a", None)], [("b", None)], [("c", None)]], "the task that had them never came back"
+    for name in ("dead-1", "dead-2"):
+        ledger.begin("write", name, ["image b"], True)
+    assert ledger.begin("write", "w", ["image b"], True) == {"image b": 2}
+    found = {name: code for group in groups() for name, code in group}
+    assert found == {"a": None, "b": "write_crashed", "c": None}
+
+
+def test_a_sample_that_failed_before_keeps_its_failure_however_often_writing_it_crashed(ledger: Ledger) -> None:
+    for name in ("dead-1", "dead-2", "dead-3"):
+        ledger.begin("write", name, ["image a"], True)
+    (sample,) = samples("a")
+    sample.fail("truncated", "no pixels")
+    split_suspects("write", LocalLedger(ledger), [sample], tries=2)
+    assert sample.failure is not None
+    assert sample.failure.code == "truncated"
 
 
 def test_a_clip_is_not_suspected_for_an_image_that_is_named_like_it(ledger: Ledger) -> None:

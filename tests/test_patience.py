@@ -121,6 +121,8 @@ def pool(cpus: float, gpus: float, workers: int = 1) -> Pool:
         ([pool(4, 0), pool(4, 1)], [(4, 1), (4, 0)], True),
         ([pool(4, 0), pool(4, 1)], [(4, 0), (4, 1)], True),
         ([pool(4, 0, 2), pool(4, 1)], [(4, 1), (4, 0)], False),
+        # The worker with a GPU goes to the node with the fewest, and leaves the other's CPUs free.
+        ([pool(2, 1), pool(4, 0, 2)], [(8, 2), (2, 1)], True),
     ],
 )
 def test_the_fewest_workers_side_by_side(pools: list[Pool], nodes: list[tuple[float, int]], fits: bool) -> None:

@@ -195,6 +195,10 @@ def broken(kind):
                 2,
                 "archive_damaged",
             )
+        case "negative pax size":
+            record = b"13 size=-512\n"
+            header = member("x", type=tarfile.XHDTYPE, size=len(record)).tobuf(tarfile.GNU_FORMAT)
+            return whole[:third_at] + header + record.ljust(512, b"\0") + whole[third_at:], 2, "archive_damaged"
         case "header of nothing":
             return (
                 whole[:third_at] + member("x", type=tarfile.GNUTYPE_LONGNAME, size=512).tobuf() + b"x" * 512 + bytes(1024),
@@ -219,6 +223,7 @@ def broken(kind):
         "huge",
         "huge name",
         "huge pax header",
+        "negative pax size",
         "header of nothing",
         "nothing",
         "no tar",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import http.client
 import io
+import json
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,10 +18,10 @@ import pytest
 from command_line import Datagen
 from PIL import Image
 from pydantic import ValidationError
-from s3_server import options_of
+from s3_server import FaultyProxy, options_of
 
 from datagen import remote
-from datagen.errors import StorageError
+from datagen.errors import OutputBusyError, StorageError
 from datagen.job import S3Options
 from datagen.s3 import client, list_objects
 from datagen.write import open_store, s3
@@ -28,8 +31,11 @@ Refusal = Callable[[str, Mapping[str, str]], tuple[int, str, str] | None]
 
 
 @contextmanager
-def stand_in(target: str, refuse: Refusal) -> Iterator[str]:
-    """A store in front of the real one that refuses some requests: (method, headers in lower case) -> status, code, message."""
+def stand_in(target: str, refuse: Refusal, clock_s: float = 0.0, written_s: float = 0.0) -> Iterator[str]:
+    """A store in front of the real one that refuses some requests: (method, headers in lower case) -> status, code, message.
+
+    clock_s: its clock is so far ahead. written_s: so much later objects seem to have been written.
+    """
     host, port = target.removeprefix("http://").split(":")
 
     class Handler(BaseHTTPRequestHandler):
@@ -49,6 +55,8 @@ def stand_in(target: str, refuse: Refusal) -> Iterator[str]:
             found = upstream.getresponse()
             data = found.read()
             kept = [pair for pair in found.getheaders() if pair[0].lower() not in ("connection", "transfer-encoding", "content-length")]
+            moved = {"date": clock_s, "last-modified": written_s}
+            kept = [(name, _later(value, moved[name.lower()]) if name.lower() in moved else value) for name, value in kept]
             size = found.getheader("Content-Length") if self.command == "HEAD" else len(data)
             self.reply(found.status, kept, data, size or 0)
 
@@ -74,6 +82,10 @@ def stand_in(target: str, refuse: Refusal) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def _later(time: str, seconds: float) -> str:
+    return format_datetime(parsedate_to_datetime(time) + timedelta(seconds=seconds), usegmt=True)
 
 
 def without_checksums(method: str, headers: Mapping[str, str]) -> tuple[int, str, str] | None:
@@ -208,3 +220,62 @@ def test_a_run_into_an_older_store(datagen: Datagen, tmp_path: Path, s3_address:
         done = datagen(*command, "--set", "s3.checksums=when_required")
         assert done.returncode == 0, done.stderr
         assert "3 ok" in done.stdout
+
+
+# --- the lease -------------------------------------------------------------------------------------------------------------------
+
+OTHERS = {"owner": {"run_id": "elsewhere"}, "nonce": "x", "beat": 1, "released": False, "process": None}
+
+
+@pytest.mark.parametrize("shift_s", [-3600.0, 0.0, 3600.0])
+def test_a_lease_is_as_old_as_the_stores_clock_says_and_not_ours(s3_address: str, bucket: str, shift_s: float) -> None:
+    """Another machine has just written it, and goes on: whatever this machine's clock says, it lives."""
+    over = threading.Event()
+
+    def live() -> None:
+        beat = 0
+        while not over.wait(0.05):
+            beat += 1
+            content = json.dumps({**OTHERS, "beat": beat}).encode()
+            client(options_of(s3_address)).put_object(Bucket=bucket, Key="corpus/_datagen/lease.json", Body=content)
+            begun.set()
+
+    begun = threading.Event()
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        assert begun.wait(60)
+        with stand_in(s3_address, lambda *_: None, clock_s=shift_s, written_s=shift_s) as address:
+            store = open_store(f"s3://{bucket}/corpus", options_of(address))
+            with pytest.raises(OutputBusyError, match="run_id elsewhere"):
+                store.lease({"run_id": "second"}).__enter__()
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_lease_that_is_old_by_the_stores_clock_is_taken_without_waiting_once_more(s3_address: str, bucket: str) -> None:
+    client(options_of(s3_address)).put_object(Bucket=bucket, Key="corpus/_datagen/lease.json", Body=json.dumps(OTHERS).encode())
+    with stand_in(s3_address, lambda *_: None, clock_s=3600.0) as address:
+        # By this machine's clock it is new, and would be watched for an hour.
+        patient = options_of(address, lease_ttl_s=3000.0)
+        with open_store(f"s3://{bucket}/corpus", patient).lease({"run_id": "second"}):
+            pass
+
+
+def test_the_holder_knows_its_own_lease_when_the_answer_to_its_taking_was_lost(s3_address: str, bucket: str) -> None:
+    lost: list[str] = []
+
+    def choose(method: str, path: str) -> str | None:
+        if method == "PUT" and path.split("?")[0].endswith("/lease.json") and not lost:
+            lost.append(path)
+            return "reset_after"
+        return None
+
+    with FaultyProxy(s3_address, choose) as proxy:
+        store = open_store(f"s3://{bucket}/corpus", options_of(proxy.address))
+        with store.lease({"run_id": "one"}):
+            store.write("assets/a", b"1")
+    assert lost
+    with open_store(f"s3://{bucket}/corpus", options_of(s3_address)).lease({"run_id": "two"}):
+        pass
