@@ -205,4 +205,4 @@ def wait_for(process: subprocess.Popen[str], word: str) -> None:
 def kill(process: subprocess.Popen[str]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGKILL)
-    process.wait(30)
+    process.wait(300)

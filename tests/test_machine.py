@@ -151,6 +151,7 @@ def shell(place: Path, line: str, **environment: str) -> subprocess.CompletedPro
         ("datagen run job.yaml -i p -o out 2>&1 | true; (exit ${PIPESTATUS[0]})", {}),
         ("datagen run job.yaml -i p -o out | head -c 1; (exit ${PIPESTATUS[0]})", {}),
         ("datagen run job.yaml -i p -o out", {"PYTHONIOENCODING": "ascii", "LANG": "C", "TERM": ""}),
+        ("datagen run job.yaml -i p -o out && datagen stats out", {"PYTHONIOENCODING": "ascii"}),
         ("datagen run job.yaml -i p -o out", {"HOME": "/proc/nohome", "TERM": "dumb"}),
         ("unset HOME; datagen run job.yaml -i p -o out", {}),
         ("J=$PWD; cd /proc && datagen run $J/job.yaml -i $J/p -o $J/out", {}),

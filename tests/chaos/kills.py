@@ -66,7 +66,7 @@ class Run:
         self.output = Path(output)
         self._hosts = hosts
 
-    def finish(self, timeout: float = 240) -> dict[str, object]:
+    def finish(self, timeout: float = 500) -> dict[str, object]:
         """Wait for a run that should succeed; its summary."""
         out, err = self.process.communicate(timeout=timeout)
         assert self.process.returncode == 0, f"exit {self.process.returncode}\n{err[-4000:]}\n{self._log()[-4000:]}"
@@ -76,14 +76,14 @@ class Run:
         logs = sorted((self.output / "_datagen" / "logs").glob("*.log"), key=lambda path: path.stat().st_mtime)
         return logs[-1].read_text(errors="replace") if logs else ""
 
-    def wait_for_parts(self, count: int, timeout: float = 120) -> None:
+    def wait_for_parts(self, count: int, timeout: float = 300) -> None:
         """Wait until the dataset has at least `count` committed parts, or the run ended."""
         deadline = time.monotonic() + timeout
         while len(parts(self.output)) < count and self.process.poll() is None:
             assert time.monotonic() < deadline, f"no progress\n{self._log()[-4000:]}"
             time.sleep(0.05)
 
-    def wait_for_workers(self, *steps: str, timeout: float = 120) -> None:
+    def wait_for_workers(self, *steps: str, timeout: float = 300) -> None:
         """Wait until a worker of each of these steps has been started."""
         deadline = time.monotonic() + timeout
         while not all(map(self.workers, steps)):

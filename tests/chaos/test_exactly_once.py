@@ -32,7 +32,7 @@ def job(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.soak  # in every run of the suite it is test_soak.py that kills
 @pytest.mark.parametrize(("legs", "kills_per_leg"), [(2, 5), (3, 8)], ids=["ten", "twenty"])
 def test_random_kills_lose_and_double_nothing(job: Path, tmp_path: Path, legs: int, kills_per_leg: int) -> None:
@@ -59,7 +59,7 @@ def test_a_zombie_stages_but_cannot_publish(job: Path, tmp_path: Path) -> None:
     run.kill_driver()
     before = parts(output)
 
-    assert gone(zombies, timeout_s=30) == []
+    assert gone(zombies, timeout_s=240) == []
     assert parts(output) == before
     Run(job, manifest, output, "--set", "write.assets_per_part=7").finish()
     report = check_dataset(str(output), expected=expected_ids(40))
@@ -72,9 +72,9 @@ def test_a_finished_job_does_nothing_and_new_assets_alone_are_done(job: Path, tm
     assert Run(job, make_input(tmp_path / "in", 30), output, *WITHOUT_RAY).finish()["todo"] == 30
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
 
-    started = time.monotonic()
+    logs = sorted((output / "_datagen" / "logs").iterdir())
     assert Run(job, make_input(tmp_path / "in", 30), output).finish()["todo"] == 0
-    assert time.monotonic() - started < 15
+    assert sorted((output / "_datagen" / "logs").iterdir()) == logs, "it began nothing, so neither Ray nor a worker was started"
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")} == before
 
     assert Run(job, make_input(tmp_path / "in", 35), output, *WITHOUT_RAY).finish()["todo"] == 5
@@ -89,7 +89,7 @@ def test_an_asset_that_kills_its_worker_becomes_one_failed_row_also_across_resta
     poison = {"worker.perceive": {"kill_if_uri": "poison"}}
     crashes = output / "_datagen" / "crashes.json"
     run = Run(job, manifest, output, faults=poison)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not crashes.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     run.kill_driver()
@@ -110,12 +110,12 @@ def test_two_runs_cannot_write_one_output(job: Path, tmp_path: Path) -> None:
     manifest = make_input(tmp_path / "in", 40)
     output = tmp_path / "corpus"
     first = Run(job, manifest, output, *WITHOUT_RAY, faults={"write": {"delay_s": 0.2}})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (output / "_datagen" / "dataset.json").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
 
     second = Run(job, manifest, output)
-    _, message = second.process.communicate(timeout=60)
+    _, message = second.process.communicate(timeout=300)
 
     assert second.process.returncode == 4
     assert "another run" in message

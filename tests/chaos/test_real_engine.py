@@ -52,7 +52,7 @@ def kill_driver(run: Run) -> None:
     assert gone(family, timeout_s=30) == []
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_three_runs_with_killed_workers_and_drivers(tmp_path: Path) -> None:
     manifest, expected = make_input(tmp_path)
     output, seed = tmp_path / "corpus", time.time_ns() % 10_000
@@ -87,7 +87,7 @@ def test_three_runs_with_killed_workers_and_drivers(tmp_path: Path) -> None:
     assert report.statuses == {"ok": len(expected)}
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_an_engine_that_hangs_and_one_that_dies_are_replaced(tmp_path: Path) -> None:
     manifest, expected = make_input(tmp_path)
     output = tmp_path / "corpus"

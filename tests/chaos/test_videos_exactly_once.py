@@ -60,7 +60,7 @@ def clips(output: Path) -> list[Path]:
 
 
 def wait_for_clips(run: Run, count: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(clips(run.output)) < count and run.process.poll() is None:
         assert time.monotonic() < deadline, "no progress"
         time.sleep(0.02)
@@ -76,7 +76,7 @@ def check_all(output: Path, ids: set[str]) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_random_kills_lose_and_double_nothing(job: Path, tmp_path: Path) -> None:
     ids, output, seed = make_videos(tmp_path / "in", 16), tmp_path / "corpus", time.time_ns() % 10_000
     rng, kills = random.Random(seed), Counter[str]()

@@ -28,7 +28,7 @@ run: {crash_tries: 2, object_store_gib: 0.2}
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_bad_files_cost_themselves_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Ray believes in a GPU, of which perceive then takes its share; the arithmetic is the CPU's.
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 1}')

@@ -29,11 +29,11 @@ def interrupt(run: Run, *, number: signal.Signals, whole_group: bool) -> dict:
     family = descendants(run.process.pid)
     assert run.process.poll() is None
     run.signal(number, whole_group=whole_group)
-    out, err = run.process.communicate(timeout=60)
+    out, err = run.process.communicate(timeout=300)
     assert run.process.returncode == 130, err
     assert "run the same command to go on" in err
     assert "Traceback" not in err
-    assert gone(family, timeout_s=10) == []
+    assert gone(family, timeout_s=240) == []
     return json.loads(out)
 
 

@@ -251,6 +251,7 @@ def holder(bucket):
 
 @pytest.mark.parametrize("place", [(), ("elsewhere",)])
 def test_a_second_run_leaves_soon_and_says_who_is_first(place, options, bucket, holder):
+    options = options.model_copy(update={"lease_ttl_s": 600.0})
     process, started = holder(options, *place), time.monotonic()
     with pytest.raises(OutputBusyError, match=f"pid {process.pid}, host .*run_id first-run") as caught:
         store_of(bucket, options).lease({"run_id": "second"}).__enter__()
@@ -258,14 +259,14 @@ def test_a_second_run_leaves_soon_and_says_who_is_first(place, options, bucket, 
     assert caught.value.exit_code == 4
 
 
-@pytest.mark.parametrize(("place", "ttl_s"), [((), 60.0), (("elsewhere",), 3.0)])
+@pytest.mark.parametrize(("place", "ttl_s"), [((), 600.0), (("elsewhere",), 3.0)])
 def test_the_lease_of_a_killed_run_needs_no_human(place, ttl_s, options, bucket, holder):
     """A dead process is seen at once, a dead machine when the lease ends."""
     options = options.model_copy(update={"lease_ttl_s": ttl_s})
     kill(holder(options, *place))
     started = time.monotonic()
     with store_of(bucket, options).lease({"run_id": "second"}):
-        assert time.monotonic() - started < 30.0
+        assert time.monotonic() - started < 300.0
 
 
 @pytest.mark.parametrize("left", [None, {"owner": {"run_id": "dead"}, "nonce": "x", "beat": 1, "released": False, "process": None}])
@@ -278,7 +279,7 @@ def test_only_one_of_many_takes_a_new_or_a_stale_lease(left, options, bucket):
         try:
             with store_of(bucket, through).lease({"run_id": name}):
                 taken.append(name)
-                done.wait(60)
+                done.wait(300)
         except OutputBusyError:
             busy.append(name)
 
@@ -287,7 +288,7 @@ def test_only_one_of_many_takes_a_new_or_a_stale_lease(left, options, bucket):
         threads = [threading.Thread(target=run, args=(name, through)) for name in ("a", "b", "c", "d")]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(busy) < 3 and time.monotonic() < deadline:
             time.sleep(0.02)
         done.set()
@@ -325,14 +326,16 @@ def test_a_lost_answer_does_not_lose_the_lease(fault, options, bucket):
     with FaultyProxy(options.endpoint_url, once(fault, fault)) as proxy:
         store = store_of(bucket, options_of(proxy.address))
         with store.lease({"run_id": "one"}):
-            proxy.choose = once(fault, fault)
-            time.sleep(3 * options.lease_heartbeat_s)
-            proxy.choose = once(fault)
-            time.sleep(3 * options.lease_heartbeat_s)
+            for faults in ((fault, fault), (fault,)):  # heartbeats go on, and meet them
+                before, proxy.choose = proxy.done[fault], once(*faults)
+                until = time.monotonic() + 300
+                while proxy.done[fault] < before + len(faults):
+                    assert time.monotonic() < until, "no heartbeat"
+                    time.sleep(0.02)
             store.write("assets/a", b"1")
         with store.lease({"run_id": "two"}):
             pass
-        assert proxy.done[fault] >= 3
+        assert proxy.done[fault] >= 4
 
 
 def test_a_store_that_ignores_conditions_is_refused(options, bucket):

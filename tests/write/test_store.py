@@ -40,7 +40,7 @@ except WriteError as error:
     print(error.message)
 print([path for path, _ in store.list()], store.read("a"))
 """
-    output, _ = start_python(code, tmp_path / "out").communicate(timeout=60)
+    output, _ = start_python(code, tmp_path / "out").communicate(timeout=300)
     assert "cannot write" in output
     assert "['a'] b'old'" in output
 
