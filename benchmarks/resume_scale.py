@@ -30,7 +30,8 @@ from PIL import Image
 from datagen.ids import asset_id_of
 from datagen.job import WriteOptions
 from datagen.write import open_store
-from datagen.write.parts import parquet_bytes, part_id_of, part_path
+from datagen.write.parts import part_id_of, part_path
+from datagen.write.seals import parquet_bytes
 
 JOB = """
 version: 1

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datagen.job import WriteOptions
-from datagen.write.parts import parquet_bytes
+from datagen.write.seals import parquet_bytes
 
 Change = Callable[[pa.Table], pa.Table]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datagen.at_once import in_order
+from datagen.check.hashes import Hashes
 from datagen.check.parts import UNREAD, batches, damage, record_batches, rows_of
 from datagen.check.report import CheckReport, Code
 from datagen.check.rows import AssetFacts, asset_facts, asset_problems, region_problems
@@ -30,6 +32,8 @@ from datagen.write.done import DoneSet, id_keys
 from datagen.write.layout import open_dataset
 from datagen.write.marker import MARKER, TOKEN_LOGPROBS, check_marker, schema_version
 from datagen.write.parts import COMMITTED_BY, PART_NAME, part_id_of, part_path
+from datagen.write.parts_list import listed_marks
+from datagen.write.retries import ASIDE
 from datagen.write.schema import TABLES
 from datagen.write.store import STAGING, TEMP_PREFIX, Store
 
@@ -43,16 +47,17 @@ _NO_KEYS = np.empty((0, 2), dtype=np.uint64)
 _EXPECTED_AT_ONCE = 65_536
 
 
-def check_dataset(uri: str, deep: bool = True, expected: Iterable[str] | None = None) -> CheckReport:
+def check_dataset(uri: str, deep: bool = True, expected: Iterable[str] | None = None, *, hashes: bool = True) -> CheckReport:
     """Check a dataset and name every violation.
 
     deep: also decode every mask and compare its size, area and box, and look at the log-probabilities of tokens. expected: ids of the
-    listed assets, to prove none was lost.
+    listed assets, to prove none was lost. hashes: also hold every part against its content hash; without, only what is in it is judged.
     Raises SourceError when there is no dataset at `uri`.
     """
     store = open_dataset(uri)
     report = CheckReport(store.uri)
     _check_marker(store, report)
+    report.hashes = _hashes(store, report) if hashes else None
     parts = {table: set(_parts(store, table, report)) for table in TABLES}
     _check_debris(store, report)
     for table, mark in COMMITTED_BY.items():
@@ -86,10 +91,24 @@ def check_dataset(uri: str, deep: bool = True, expected: Iterable[str] | None = 
     if not any(run is None or run.may_repeat_uris for run in runs.values()):
         _check_uris(store, names, [len(some) for some in uris[1:]], np.concatenate(uris), report)
     if not any(violation.table == "assets" and violation.code in UNREAD for violation in report.violations):
-        check_counts(runs, counted, videos.num_complete, report)
+        check_counts(runs, counted, videos.num_complete + _num_aside(store), report)
+    if report.hashes is not None:
+        report.num_unlisted_parts = report.hashes.unlisted
+        for table, part in report.hashes.lost(parts):
+            report.add(
+                "lost_part", "a run has committed it, and it is not there; the next run does what was in it again", table=table, part=part
+            )
     if expected is not None:
         _check_expected(found, expected, report)
     return report
+
+
+def _hashes(store: Store, report: CheckReport) -> Hashes:
+    try:
+        return Hashes.of(store)
+    except WriteError as error:
+        report.add("run_record", error.message)
+        return Hashes(listed_marks(()))
 
 
 def _check_marker(store: Store, report: CheckReport) -> None:
@@ -118,6 +137,15 @@ def _check_debris(store: Store, report: CheckReport) -> None:
     for path, _ in store.list():
         if TEMP_PREFIX in path and not path.startswith(f"{STAGING}/"):
             report.add("debris", f"{path} is a temporary file that a killed run left; the next run removes it")
+
+
+def _num_aside(store: Store) -> int:
+    """Failed assets that a killed run had taken out to try again; the next run brings them back."""
+    count = 0
+    for path, _ in store.list(f"{ASIDE}/assets"):
+        with suppress(OSError, pa.ArrowException), store.open_input(path) as source:
+            count += pq.read_metadata(source).num_rows
+    return count
 
 
 class _Piece(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -11,9 +12,11 @@ import pyarrow.parquet as pq
 from datagen.check.report import CheckReport, Code
 from datagen.write.parts import part_path
 from datagen.write.schema import SCHEMA_KEY, arrow_schema, optional_columns
+from datagen.write.seals import commits_in, computed_seal, seal_in
 from datagen.write.store import Store
 
 _BATCH_ROWS = 2048
+_IN_MEMORY_BYTES = 64 << 20
 UNREAD: tuple[Code, ...] = ("unreadable_part", "schema")
 _BATCH_TRACKS = 32  # a track holds a mask per frame
 
@@ -33,7 +36,9 @@ def rows_of(batch: pa.RecordBatch, columns: Sequence[str]) -> list[dict[str, Any
 def record_batches(store: Store, table: str, part: str, report: CheckReport) -> Iterator[pa.RecordBatch]:
     """The same, as Arrow has them."""
     try:
-        with store.open_input(part_path(table, part)) as source:
+        with _opened(store, part_path(table, part)) as source:
+            if report.hashes is not None:
+                _check_seal(source, table, part, report)
             file = pq.ParquetFile(source, page_checksum_verification=True)
             difference = _difference(file.schema_arrow, _contract(table, file.schema_arrow, report))
             if difference:
@@ -42,6 +47,27 @@ def record_batches(store: Store, table: str, part: str, report: CheckReport) -> 
             yield from file.iter_batches(_BATCH_TRACKS if table == "tracks" else _BATCH_ROWS, use_threads=False)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         report.add("unreadable_part", f"not a whole Parquet file: {error}", table=table, part=part)
+
+
+@contextmanager
+def _opened(store: Store, path: str) -> Iterator[pa.NativeFile]:
+    """A file to be read twice, once for its hash: small ones are read once, into memory."""
+    with store.open_input(path) as source:
+        yield source if source.size() > _IN_MEMORY_BYTES else pa.BufferReader(source.read())
+
+
+def _check_seal(source: pa.NativeFile, table: str, part: str, report: CheckReport) -> None:
+    """Hold a part against the hash that it carries, the one that its commit mark has, and the one that the runs have listed."""
+    metadata = pq.ParquetFile(source).metadata.metadata
+    seal = seal_in(metadata)
+    computed = None if seal is None else computed_seal(source, seal)
+    source.seek(0)
+    problem = report.hashes and report.hashes.problem(table, part, seal, commits_in(metadata))
+    if seal is not None and computed != seal:
+        problem = "its content is not that of the hash it carries: it was changed after it was written"
+    if problem:
+        report.add("changed_part", problem, table=table, part=part)
+    report.num_unproven_parts += seal is None
 
 
 def damage(report: CheckReport) -> int:

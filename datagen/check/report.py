@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from datagen.write.schema import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from datagen.check.hashes import Hashes
 
 MAX_LISTED = 10_000
 
@@ -20,6 +23,8 @@ Code = Literal[
     "unreadable_part",
     "schema",
     "empty_part",
+    "changed_part",
+    "lost_part",
     "run_record",
     "crash_file",
     "meta_file",
@@ -104,7 +109,8 @@ class CheckReport:
 
     num_parts: commit marks, in `assets` and in `clips`. num_unfinished_videos, num_unfinished_clips: videos that have clips but no
     row in `assets` yet, and those clips. token_logprobs: whether `regions` and `tracks` have this optional column; None: not known.
-    schema_version: of all tables, as the marker says.
+    schema_version: of all tables, as the marker says. num_unproven_parts: files without a content hash, as earlier versions wrote them;
+    num_unlisted_parts: commit marks with one that no run's list has, as a killed run leaves them until the next.
     """
 
     dataset: str
@@ -120,6 +126,9 @@ class CheckReport:
     statuses: Counter[str] = field(default_factory=Counter)
     token_logprobs: bool | None = None
     schema_version: int = SCHEMA_VERSION
+    num_unproven_parts: int = 0
+    num_unlisted_parts: int = 0
+    hashes: Hashes | None = field(default=None, repr=False, compare=False)
 
     @property
     def ok(self) -> bool:
@@ -139,7 +148,7 @@ class CheckReport:
 
     def of_a_piece(self) -> CheckReport:
         """An empty report of the same dataset, for a part of it; `take` adds it."""
-        return CheckReport(self.dataset, token_logprobs=self.token_logprobs, schema_version=self.schema_version)
+        return CheckReport(self.dataset, token_logprobs=self.token_logprobs, schema_version=self.schema_version, hashes=self.hashes)
 
     def take(self, piece: CheckReport) -> None:
         """Add what a report of a part of the dataset has found."""
@@ -150,7 +159,10 @@ class CheckReport:
         self.num_regions += piece.num_regions
         self.num_clips += piece.num_clips
         self.num_tracks += piece.num_tracks
+        self.num_unproven_parts += piece.num_unproven_parts
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {"ok": self.ok, **asdict(self), "by_code": dict(self.by_code), "statuses": dict(self.statuses)}
+        numbers = asdict(replace(self, hashes=None))
+        del numbers["hashes"]
+        return {"ok": self.ok, **numbers, "by_code": dict(self.by_code), "statuses": dict(self.statuses)}

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from datagen.check.hashes import list_problem
 from datagen.check.report import CheckReport
 from datagen.errors import DatagenError
 from datagen.write.crashes import CRASHES, read_crashes
-from datagen.write.layout import RUNS
+from datagen.write.parts_list import RUNS
 from datagen.write.store import META, Store
 
 _FIELDS: Mapping[str, type] = {
@@ -58,7 +59,7 @@ def check_runs(store: Store, report: CheckReport) -> dict[str, RunFacts | None]:
             continue
         run_id = path.removeprefix(f"{RUNS}/").removesuffix(".json")
         record, problem = _read(store, path)
-        problem = problem or _record_problem(record, run_id)
+        problem = problem or _record_problem(record, run_id) or list_problem(store, record.get("parts", []))
         if problem:
             report.add("run_record", f"{path}: {problem}", id=run_id)
         runs[run_id] = None if problem else _facts(record)

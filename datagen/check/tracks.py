@@ -67,10 +67,9 @@ def timeline_problems(timelines: Sequence[Timeline], clip: Row, run: RunFacts | 
     """
     times: dict[int, float] = {}
     for track_id, frames in timelines:
-        for index, time_s in frames:
-            if times.setdefault(index, time_s) != time_s:
-                yield "timestamp", f"frame {index} is at {time_s} s, for another object of the clip at {times[index]} s", track_id
-                break
+        differing = [(index, time_s) for index, time_s in frames if times.setdefault(index, time_s) != time_s]
+        for index, time_s in differing[:1]:
+            yield "timestamp", f"frame {index} is at {time_s} s, for another object of the clip at {times[index]} s", track_id
     sampled, num_frames = sorted(times), clip["num_frames"]
     if len(sampled) > num_frames:
         yield "frame_index", f"its tracks have {len(sampled)} frames, num_frames of the clip is {num_frames}", clip["clip_id"]

@@ -16,6 +16,7 @@ from datagen.interrupts import held_back
 from datagen.job import WriteOptions
 from datagen.run.summary import RunSummary
 from datagen.write import StagedPart, Store, VideoProgress, publish_part, publish_video_assets
+from datagen.write.parts_list import NO_LOG, MarksLog
 
 # What an asset is for this run: never seen, seen with another content, or seen and failed.
 Kind = Literal["new", "changed", "retried"]
@@ -27,8 +28,8 @@ class Committer:
     Raises ClusterError for an asset that comes back twice, WriteError.
     """
 
-    def __init__(self, store: Store, videos: VideoProgress, options: WriteOptions, summary: RunSummary) -> None:
-        self._store, self._videos, self._options, self._summary = store, videos, options, summary
+    def __init__(self, store: Store, videos: VideoProgress, options: WriteOptions, summary: RunSummary, log: MarksLog = NO_LOG) -> None:
+        self._store, self._videos, self._options, self._summary, self._marks = store, videos, options, summary, log
         self._open = _Tally()
         self._kinds: dict[int, Kind] = {}
 
@@ -43,6 +44,7 @@ class Committer:
         """Commit a part of images."""
         self._open.tick(part.indices)
         publish_part(self._store, part)
+        self._marks.committed("assets", part.part_id, part.seal)
         self._summary.add(part)
         _log(part)
         for index in part.indices:  # failed images come in parts of their own
@@ -52,6 +54,7 @@ class Committer:
     def clip(self, part: StagedPart) -> None:
         """Commit a clip once those before it are; and the rows of finished videos, as soon as there are enough for a part."""
         for published in self._videos.publish(part):
+            self._marks.committed("clips", published.part_id, published.seal)
             self._summary.add(published)
             _log(published)
         self.videos(minimum=self._options.assets_per_part)
@@ -63,7 +66,7 @@ class Committer:
         if not finished:
             return
         self._open.tick(video.index for video in finished if video.index is not None)
-        publish_video_assets(self._store, [video.row for video in finished], self._options)
+        publish_video_assets(self._store, [video.row for video in finished], self._options, self._marks)
         self._summary.add_videos([video.row for video in finished])
         log_event("videos_committed", f"{len(finished)} videos are complete", step="write", asset_ids=[v.row["asset_id"] for v in finished])
         for video in finished:

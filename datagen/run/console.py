@@ -221,6 +221,11 @@ def print_check(console: Console, report: CheckReport) -> None:
     if report.num_clips:
         counts = f"{report.num_assets} assets, {report.num_regions} regions, {report.num_clips} clips and {report.num_tracks} tracks"
     console.print(f"{verdict}: {counts} in {report.num_parts} parts", soft_wrap=True)
+    if report.num_unproven_parts:
+        console.print(f"not proven: {report.num_unproven_parts} files have no content hash, as earlier versions wrote them", soft_wrap=True)
+    if report.num_unlisted_parts:
+        who = "a run is on, or was killed; the next one lists them"
+        console.print(f"{report.num_unlisted_parts} parts are whole, and listed by no run ({who})", soft_wrap=True)
     if report.num_unfinished_videos:
         left = f"unfinished videos: {report.num_unfinished_videos}, with {report.num_unfinished_clips} clips so far"
         console.print(f"{left}; run the job again to go on with them", soft_wrap=True)

@@ -49,6 +49,7 @@ from datagen.write import (
 )
 from datagen.write.done import known_uris
 from datagen.write.parts import remove_empty
+from datagen.write.parts_list import PartsList
 from datagen.write.retries import Retries, restore_failed, retrying, to_retry
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _run(job: Job, stop: Stop, limit: int | None, screen: Screen, assets: Sequen
     summary = RunSummary(run_id=record.run_id, output=output)
     with store.lease({"run_id": record.run_id, "job": job.name, "input": source_input}):
         prepare_output(store, job)
-        with beating(store, record, summary), _taken_up(store, job, summary) as (retries, videos, removed):
+        with beating(store, record, summary), _taken_up(store, job, record, summary) as (retries, videos, removed, marks):
             todo = _todo(source, retries.done, summary, limit)
             summary.warnings = _continued(store, job)
             first = next(todo, None)
@@ -98,12 +99,12 @@ def _run(job: Job, stop: Stop, limit: int | None, screen: Screen, assets: Sequen
                 _log_start(job, removed)
                 image_size = _note_model(record, job, model)
                 record.write(store, status="running")
-                committer = Committer(store, videos, job.write, summary)
+                committer = Committer(store, videos, job.write, summary, marks)
                 kind_of = _Kinds(retries.again, known_uris(store) if job.source.reprocess_changed else None)
                 samples = _expected(chain([first], todo), committer, videos, kind_of)
                 landmarks = Landmarks.of(job, store, record.run_id) if job.run.executor == "ray" else Landmarks()
                 plan = graph.Plan(job, output, record.run_id, image_size, landmarks)
-                stream(Running(plan, store, committer, summary, record, stop), samples, progress)
+                stream(Running(plan, store, committer, summary, record, stop, marks), samples, progress)
     return summary
 
 
@@ -115,20 +116,29 @@ def _log_start(job: Job, removed: Sequence[str]) -> None:
 
 
 @contextmanager
-def _taken_up(store: Store, job: Job, summary: RunSummary) -> Iterator[tuple[Retries, VideoProgress, Sequence[str]]]:
-    """The output, ready to go on with: what is done and what is to be tried again, what is begun, and what was swept away.
+def _taken_up(
+    store: Store, job: Job, record: RunRecord, summary: RunSummary
+) -> Iterator[tuple[Retries, VideoProgress, Sequence[str], PartsList]]:
+    """The output, ready to go on with: what is done and what is to be tried again, what is begun, what was swept away, and the list of what
+    the run commits.
 
-    At the end failed assets that were not tried again are back, and the card says what there is.
+    At the end failed assets that were not tried again are back, the record names the lists of parts, and the card says what there is.
     """
     removed = sweep(store)
     restore_failed(store, job.write)
-    done, videos = resume_videos(store, job.write)
+    marks = PartsList(store, record.run_id)
+    done, videos = resume_videos(store, job.write, marks, marks.see_assets)
     removed += remove_empty(store, done.empty_parts)
+    marks.take_stock()
     try:
-        with retrying(store, done, job.run.retry_failed, job.write) as retries:
+        with retrying(store, done, job.run.retry_failed, job.write, marks) as retries:
             summary.failed_before = done.statuses["failed"] - len(retries.again)
-            yield retries, VideoProgress(store, retries.done) if retries.again else videos, removed
+            yield retries, VideoProgress(store, retries.done) if retries.again else videos, removed, marks
     finally:
+        marks.flush()
+        if record.finished_at is not None and record.parts != marks.files:
+            record.parts = list(marks.files)
+            record.write(store, status=record.status)
         if summary.parts:
             write_card(store, job)
 

@@ -23,6 +23,7 @@ from datagen.run.stopping import Stop
 from datagen.run.summary import RunSummary
 from datagen.write import RunRecord, Store
 from datagen.write.crashes import CRASHES
+from datagen.write.parts_list import PartsList
 
 VIDEOS_PER_WAVE = 4096  # each is handed to Ray on its own
 CACHED_MIN = 0.85  # of what could be shared; blocks that a prefix fills only in part are never cached
@@ -38,6 +39,7 @@ class Running:
     summary: RunSummary
     record: RunRecord
     stop: Stop
+    marks: PartsList
 
 
 def stream(run: Running, todo: Iterator[Sample], progress: Progress) -> None:
@@ -68,6 +70,8 @@ def stream(run: Running, todo: Iterator[Sample], progress: Progress) -> None:
         run.summary.seconds = time.monotonic() - started
         run.summary.warnings += _warnings(run.plan.job, run.summary)
         run.summary.estimate = compared(run.store, run.record.job_hash, run.summary)
+        run.marks.flush()
+        run.record.parts = list(run.marks.files)
         run.record.write(run.store, status=status, summary=run.summary.to_dict())
         _log_end(status, run.summary, problem)
         run.store.delete_tree(f"_staging/{run.record.run_id}")

@@ -47,6 +47,7 @@ from datagen.write import (
 from datagen.write.card import count_rows
 from datagen.write.done import read_parts
 from datagen.write.parts import part_ids
+from datagen.write.parts_list import PartsList
 
 MEDIA = "media"
 PROMPTS = ("box", "points", "everything")
@@ -92,6 +93,10 @@ def write_scenes(output: str | Path, *, num_images: int, num_clips: int = 0, see
         if videos:
             publish_video_assets(store, [video.row for video in videos], job.write)
         _write_manifests(store, seed, num_images, num_clips)
+        marks = PartsList(store, record.run_id)
+        done_assets(store, marks.see_assets)
+        marks.take_stock()
+        record.parts = marks.files
         record.write(store, status="finished")
         write_card(
             store, job, license_id="apache-2.0", licences=f"Media and texts were rendered by `datagen scenes --seed {seed}`: Apache-2.0."

@@ -8,7 +8,7 @@ any run, and is the same row each time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any
@@ -25,15 +25,16 @@ from datagen.write.parts import (
     StagedPart,
     clip_part_id,
     is_committed,
-    parquet_bytes,
     part_id_of,
     part_ids,
     part_path,
     publish_part,
     read_part,
 )
+from datagen.write.parts_list import NO_LOG, MarksLog
 from datagen.write.rows import VideoTotals
 from datagen.write.schema import arrow_schema
+from datagen.write.seals import parquet_bytes, seal_of
 from datagen.write.store import Store
 from datagen.write.versions import table_for, track_number
 
@@ -150,32 +151,45 @@ def committed_clips(store: Store, asset_id: str, start: int) -> Iterator[Clip]:
         yield _read_clip(store, part)
 
 
-def resume_videos(store: Store, options: WriteOptions) -> tuple[DoneSet, VideoProgress]:
+def resume_videos(
+    store: Store,
+    options: WriteOptions,
+    log: MarksLog = NO_LOG,
+    see: Callable[[str, str | None], None] = lambda part, seal: None,
+) -> tuple[DoneSet, VideoProgress]:
     """What is done, and what is begun. Videos that a killed run completed without writing their rows get them now.
 
-    Call it under the lease, after the sweep. Raises WriteError for a part that cannot be read or written.
+    Call it under the lease, after the sweep. log: is told of these rows. see: as in done_assets, of the parts there were
+    before. Raises WriteError for a part that cannot be read or written.
     """
-    done = done_assets(store)
+    done = done_assets(store, see)
     progress = VideoProgress(store, done)
     found = progress.finished()
     if found:
-        publish_video_assets(store, [video.row for video in found], options)
+        publish_video_assets(store, [video.row for video in found], options, log)
         done = done_assets(store)
     return done, progress
 
 
-def publish_video_assets(store: Store, rows: Sequence[Mapping[str, Any]], options: WriteOptions) -> None:
+def publish_video_assets(store: Store, rows: Sequence[Mapping[str, Any]], options: WriteOptions, log: MarksLog = NO_LOG) -> None:
     """Write these rows of finished videos to `assets`; failed ones in a part of their own, which a later run can take out again.
 
-    Only the driver calls it. After a crash before it, the next run finds the videos complete. Raises SchemaError, WriteError.
+    Only the driver calls it. After a crash before it, the next run finds the videos complete.
+    log: is told of the parts. Raises SchemaError, WriteError.
     """
     for is_failed in (False, True):
         some = [row for row in rows if (row["status"] == "failed") == is_failed]
         if some:
-            part_id = part_id_of(row["asset_id"] for row in some)
-            is_committed(store, "assets", part_id)  # an error where others are: nothing is written over them
-            table = table_for(store, "assets", [{**row, "part_id": part_id} for row in some])
-            store.write(part_path("assets", part_id), parquet_bytes(table, options))
+            write_assets(store, some, options, log)
+
+
+def write_assets(store: Store, rows: Sequence[Mapping[str, Any]], options: WriteOptions, log: MarksLog = NO_LOG) -> None:
+    """Write rows of `assets`, without their `part_id`, that commit no regions. Raises WriteError where rows of other assets are."""
+    part_id = part_id_of(row["asset_id"] for row in rows)
+    is_committed(store, "assets", part_id)
+    data = parquet_bytes(table_for(store, "assets", [{**row, "part_id": part_id} for row in rows]), options, commits={})
+    store.write(part_path("assets", part_id), data)
+    log.committed("assets", part_id, seal_of(data))
 
 
 def finished_clip_parts(store: Store) -> DoneSet:

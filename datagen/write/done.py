@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, tee
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from datagen.ids import id_key
 from datagen.write.parts import part_ids, read_part
+from datagen.write.seals import seal_in
 from datagen.write.store import Store
 
 READERS = 16
@@ -79,8 +80,11 @@ class DoneSet:
         return found
 
 
-def done_assets(store: Store) -> DoneSet:
-    """Read the ids and states of all committed assets, failed ones included. Raises WriteError for a part that cannot be read."""
+def done_assets(store: Store, see: Callable[[str, str | None], None] = lambda part, seal: None) -> DoneSet:
+    """Read the ids and states of all committed assets, failed ones included. Raises WriteError for a part that cannot be read.
+
+    see: is called with the name and the content hash of each part that has rows, None for one that was written without.
+    """
     keys, statuses, num_parts = [np.empty((0, 2), dtype=np.uint64)], Counter[str](), 0
     failed_parts: list[str] = []
     empty_parts: list[str] = []
@@ -90,6 +94,8 @@ def done_assets(store: Store) -> DoneSet:
         found = Counter(table["status"].to_pylist())
         statuses += found
         num_parts += bool(found)
+        if found:
+            see(part, seal_in(table.schema.metadata))
         if not found:
             empty_parts.append(part)
         elif found.keys() == {"failed"}:

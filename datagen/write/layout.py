@@ -25,10 +25,10 @@ from datagen.paths import as_recorded, same_place
 from datagen.redaction import redact_values
 from datagen.write.marker import FORMAT_VERSION, MARKER, TOKEN_LOGPROBS, check_marker
 from datagen.write.parts import COMMITTED_BY, part_ids
+from datagen.write.parts_list import RUNS
 from datagen.write.schema import SCHEMA_VERSION, TABLES
 from datagen.write.store import META, Store, open_store
 
-RUNS = f"{META}/runs"
 _PLACES = ("model.checkpoint", "model.sam2", "model.sam2_config")
 
 _PACKAGES = (
@@ -70,6 +70,7 @@ class RunRecord:
     """Everything needed to say where a row came from; lies at `_datagen/runs/<run_id>.json`.
 
     model: model ids, files and weight hashes. prompts: task texts by task and language. Both are set by who knows them.
+    parts: the lists of what the run committed (write/parts_list.py): `path`, `sha256` and number of `parts` of each.
     """
 
     run_id: str
@@ -84,6 +85,7 @@ class RunRecord:
     status: str = "running"
     finished_at: str | None = None
     summary: dict[str, Any] = field(default_factory=dict)
+    parts: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def new(cls, job: Job) -> RunRecord:

@@ -26,6 +26,7 @@ from datagen.records import Failure, Region, Sample, Track
 from datagen.write.marker import schema_version
 from datagen.write.rows import asset_row, clip_row
 from datagen.write.schema import table_from_rows
+from datagen.write.seals import parquet_bytes, seal_of
 from datagen.write.store import STAGING, Store
 from datagen.write.versions import rows_in_version
 
@@ -73,7 +74,8 @@ class StagedPart:
 
     indices: `Sample.index` of each asset. statuses, failures (by code), dropped (regions or tracks by reason) and usage (tokens) are
     sums over the part's images, or of its one clip. files: table -> staged path in the order of publishing, the commit mark last;
-    without `regions` or `tracks` where there are none. clip: None for images. failed: the failed ones, for the log.
+    without `regions` or `tracks` where there are none. seal: content hash of the commit mark.
+    clip: None for images. failed: the failed ones, for the log.
     """
 
     part_id: str
@@ -85,6 +87,7 @@ class StagedPart:
     dropped: dict[str, int]
     usage: dict[str, int]
     files: dict[str, str]
+    seal: str
     num_regions: int = 0
     num_tracks: int = 0
     clip: StagedClip | None = None
@@ -164,7 +167,13 @@ def _stage(
     more: Mapping[str, Any],
 ) -> StagedPart:
     """Write one file per table that has rows. All are made before the first is written, so that a row that does not fit leaves nothing."""
-    data = {table: parquet_bytes(table_from_rows(table, rows, version), options) for table, rows in tables.items() if rows}
+    data: dict[str, pa.Buffer] = {}
+    seals: dict[str, str] = {}
+    for table, rows in tables.items():  # the commit mark last
+        if rows:
+            commits = dict(seals) if table in COMMITTED_BY.values() else None
+            data[table] = parquet_bytes(table_from_rows(table, rows, version), options, commits)
+            seals[table] = seal_of(data[table])
     # Two attempts at the same part (Ray retries a task whose worker it gave up on) never share a file.
     attempt = uuid.uuid4().hex[:8]
     files = {table: f"{STAGING}/{run_id}/{table}-{part_id}-{attempt}.parquet" for table in data}
@@ -180,6 +189,7 @@ def _stage(
         dropped=_sum(sample.dropped for sample in samples),
         usage=_sum(sample.usage for sample in samples),
         files=files,
+        seal=seals[list(data)[-1]],
         failed=[_failed(sample.asset.asset_id, sample.failure) for sample in samples if sample.failure],
         **more,
     )
@@ -294,21 +304,6 @@ def uncommitted_parts(store: Store, table: str) -> Iterator[str]:
             mark = next(marks, None)
         if mark != part:
             yield part
-
-
-def parquet_bytes(table: pa.Table, options: WriteOptions) -> pa.Buffer:
-    """The table as one whole Parquet file: Zstandard, column statistics, a checksum per page. The same table gives the same bytes."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        compression_level=options.compression_level,
-        row_group_size=options.row_group_rows,
-        write_statistics=True,
-        write_page_checksum=True,
-    )
-    return sink.getvalue()
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 
 from datagen.errors import WriteError
 from datagen.job import WriteOptions
-from datagen.write.clips import resume_videos
+from datagen.write.clips import resume_videos, write_assets
 from datagen.write.done import DoneSet, done_assets
-from datagen.write.parts import clip_part_id, is_committed, parquet_bytes, part_id_of, part_path, read_part
+from datagen.write.parts import clip_part_id, part_path, read_part
+from datagen.write.parts_list import NO_LOG, MarksLog, seal_at
 from datagen.write.store import META, Store
-from datagen.write.versions import table_for
 
 ASIDE = f"{META}/retrying"
 
@@ -40,28 +40,36 @@ class Retries:
 
 
 @contextmanager
-def retrying(store: Store, done: DoneSet, limit: int, options: WriteOptions) -> Iterator[Retries]:
+def retrying(store: Store, done: DoneSet, limit: int, options: WriteOptions, log: MarksLog = NO_LOG) -> Iterator[Retries]:
     """Failed assets that were tried again less than `limit` times are not done while the context lasts.
 
-    Call it under the lease, after restore_failed and resume_videos. Raises WriteError, StorageError.
+    Call it under the lease, after restore_failed and resume_videos. log: is told of the parts that go and come.
+    Raises WriteError, StorageError.
     """
     again: dict[str, int] = {}
     try:
-        for part in done.failed_parts if limit else ():
-            again |= _take_out(store, part, limit, options)
+        parts = done.failed_parts if limit else ()
+        log.removed(mark for part in parts for mark in _marks_of(store, part, limit))
+        for part in parts:
+            again |= _take_out(store, part, limit, options, log)
         yield Retries(done.without(again), again) if again else Retries(done)
     finally:
-        if restore_failed(store, options):
-            resume_videos(store, options)
+        if restore_failed(store, options, log):
+            resume_videos(store, options, log)
 
 
-def restore_failed(store: Store, options: WriteOptions) -> bool:
+def restore_failed(store: Store, options: WriteOptions, log: MarksLog = NO_LOG) -> bool:
     """Bring back what a run set aside and did not replace; repeating it is harmless.
 
     Returns whether rows of videos were among it. They are not kept but made from the clips, which are back: resume_videos does it.
     """
     for path, target in _aside(store, "clips"):
-        store.delete(path) if store.exists(target) else store.move(path, target)
+        if store.exists(target):
+            store.delete(path)
+        else:
+            store.move(path, target)
+            part = target.removeprefix("clips/part-").removesuffix(".parquet")
+            log.committed("clips", part, seal_at(store, "clips", part))
     parts, has_videos = list(_aside(store, "assets")), False
     done = done_assets(store) if parts else DoneSet.of(())
     for path, _ in parts:
@@ -69,7 +77,7 @@ def restore_failed(store: Store, options: WriteOptions) -> bool:
         has_videos |= any(row["media_type"] == "video" for row in rows)
         is_done = done.contains([row["asset_id"] for row in rows])
         left = (row for row, known in zip(rows, is_done, strict=True) if not known and row["media_type"] == "image")
-        _put_rows(store, left, options)
+        _put_rows(store, left, options, log)
         store.delete(path)
     return has_videos
 
@@ -79,7 +87,15 @@ def to_retry(store: Store, done: DoneSet, limit: int) -> dict[str, int]:
     return {name: count for part in done.failed_parts if limit for name, count in _read_failed(store, part, limit)[1].items()}
 
 
-def _take_out(store: Store, part: str, limit: int, options: WriteOptions) -> dict[str, int]:
+def _marks_of(store: Store, part: str, limit: int) -> Iterator[tuple[str, str]]:
+    """The marks that _take_out will set aside: (table, part)."""
+    rows, again = _read_failed(store, part, limit)
+    if again:
+        yield "assets", part
+        yield from (("clips", _last_clip(row)) for row in rows if row["media_type"] == "video" and row["asset_id"] in again)
+
+
+def _take_out(store: Store, part: str, limit: int, options: WriteOptions, log: MarksLog) -> dict[str, int]:
     """Set aside a part of failed assets for those that are to be tried again; the others come back at once."""
     rows, again = _read_failed(store, part, limit)
     if not again:
@@ -90,7 +106,7 @@ def _take_out(store: Store, part: str, limit: int, options: WriteOptions) -> dic
         if row["media_type"] == "video" and row["asset_id"] in again:
             clip = part_path("clips", _last_clip(row))
             store.move(clip, f"{ASIDE}/{clip}")
-    _put_rows(store, (row for row in rows if row["asset_id"] not in again), options)
+    _put_rows(store, (row for row in rows if row["asset_id"] not in again), options, log)
     return again
 
 
@@ -111,13 +127,10 @@ def _last_clip(row: Mapping[str, Any]) -> str:
     return clip_part_id(row["asset_id"], row["num_clips"] - 1)
 
 
-def _put_rows(store: Store, rows: Iterable[Mapping[str, Any]], options: WriteOptions) -> None:
+def _put_rows(store: Store, rows: Iterable[Mapping[str, Any]], options: WriteOptions, log: MarksLog) -> None:
     rows = list(rows)
     if rows:
-        part = part_id_of(row["asset_id"] for row in rows)
-        is_committed(store, "assets", part)  # an error where others are: nothing is written over them
-        table = table_for(store, "assets", [{**row, "part_id": part} for row in rows])
-        store.write(part_path("assets", part), parquet_bytes(table, options))
+        write_assets(store, rows, options, log)
 
 
 def _aside(store: Store, table: str) -> Iterator[tuple[str, str]]:

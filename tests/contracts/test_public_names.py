@@ -63,7 +63,7 @@ USED = {
 }
 # What scripts may react to in the report of `datagen check`.
 VIOLATIONS = {
-    *("marker", "debris", "unexpected_file", "orphan_part", "unreadable_part", "schema", "empty_part"),
+    *("marker", "debris", "unexpected_file", "orphan_part", "unreadable_part", "schema", "empty_part", "changed_part", "lost_part"),
     *("run_record", "crash_file", "meta_file"),
     *("part_name", "part_id", "unknown_run", "mixed_runs", "value", "extra", "dropped", "flags", "prompt"),
     *("text", "logprob", "caption", "score", "frame_gap", "prompt_count"),
