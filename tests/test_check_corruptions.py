@@ -220,10 +220,8 @@ def swapped(*columns: str) -> Damage:
 
 
 def same_uri(corpus: Corpus) -> None:
-    one, other = (
-        path for path in corpus.parts("assets") if pq.read_table(path)["status"][0].as_py() == "ok" and path != corpus.film_part()
-    )
-    edit(one, "uri", to(pq.read_table(other)["uri"][0].as_py()))
+    images = [path for path in corpus.parts("assets") if path != corpus.film_part() and pq.read_table(path)["status"][0].as_py() == "ok"]
+    edit(images[0], "uri", to(pq.read_table(images[1])["uri"][0].as_py()))
 
 
 def later(frames: Any) -> Any:
