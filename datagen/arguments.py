@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from datagen.job import Job, load_job
+from datagen.terminal import Screen
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="job file, such as pipelines/image-regions.yaml")]
 Input = Annotated[str | None, typer.Option("--input", "-i", help="folder, manifest (.parquet .jsonl .csv), COCO .json, tars or a dataset")]
@@ -38,4 +39,4 @@ def show(data: Any, as_json: bool, render: Callable[[Console], None]) -> None:
     if as_json:
         typer.echo(json.dumps(data, indent=2, default=str))
     else:
-        render(Console(highlight=False))
+        render(Screen(highlight=False))

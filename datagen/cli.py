@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from datagen import __version__
@@ -18,7 +17,9 @@ from datagen.errors import DatagenError, JobError
 from datagen.interrupts import INTERRUPTED, STOPPED, sigterm_is_ctrl_c
 from datagen.job import ModelOptions
 from datagen.machine import settle, settle_streams
+from datagen.printable import printable
 from datagen.redaction import redact
+from datagen.terminal import Screen
 
 app = typer.Typer(
     name="datagen",
@@ -117,7 +118,7 @@ def plan(
         raise typer.Exit(INTERRUPTED) from None
     show(planned, as_json, lambda console: print_plan(console, planned))
     if planned.get("estimate") and not as_json:
-        print_estimate(Console(highlight=False), planned["estimate"])
+        print_estimate(Screen(highlight=False), planned["estimate"])
 
 
 @app.command()
@@ -224,7 +225,7 @@ def distill(
     from datagen.distill.train import distill as train
 
     folder = train(load_config(config), data, output, lambda metrics: typer.echo(json.dumps(metrics)))
-    typer.echo(f"student: {folder}. Use it with: datagen run JOB.yaml --model {folder}", err=True)
+    typer.echo(f"student: {printable(str(folder))}. Use it with: datagen run JOB.yaml --model {folder}", err=True)
 
 
 @model_app.command("show")
@@ -260,7 +261,7 @@ def model_prepare(
     from datagen.pam.llm import prepare_llm
 
     files = resolve_model(ModelOptions(checkpoint=checkpoint, sam2=sam2))
-    Console().print(f"checkpoint: {files.checkpoint}\nlanguage model: {prepare_llm(Checkpoint(files.checkpoint))}", highlight=False)
+    Screen().print(f"checkpoint: {files.checkpoint}\nlanguage model: {prepare_llm(Checkpoint(files.checkpoint))}", highlight=False)
 
 
 def _say_interrupted() -> NoReturn:
@@ -268,7 +269,7 @@ def _say_interrupted() -> NoReturn:
 
 
 def _say_ended(how: str, why: str, exit_code: int) -> NoReturn:
-    Console(stderr=True).print(f"[yellow]{how}:[/yellow] {why}what is committed stays; run the same command to go on", soft_wrap=True)
+    Screen(stderr=True).print(f"[yellow]{how}:[/yellow] {why}what is committed stays; run the same command to go on", soft_wrap=True)
     raise typer.Exit(exit_code)
 
 
@@ -291,7 +292,7 @@ def main() -> None:
         settle()
         app()
     except DatagenError as error:
-        Console(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(redact(error.message))}")
+        Screen(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(printable(redact(error.message), lines=True))}")
         sys.exit(error.exit_code)
 
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from datagen.printable import printable_json
 from datagen.redaction import redact_values
 
 _logger = logging.getLogger("datagen.events")
@@ -79,4 +80,4 @@ class _JsonLine(logging.Formatter):
         ordered = {name: facts[name] for name in _FIRST if facts.get(name) is not None} | {
             name: value for name, value in facts.items() if name not in _FIRST
         }
-        return json.dumps(redact_values(ordered), ensure_ascii=False, default=str)
+        return printable_json(json.dumps(redact_values(ordered), ensure_ascii=False, default=str))

@@ -35,6 +35,7 @@ from datagen.interrupts import handlers_kept
 from datagen.job import Job, Pool
 from datagen.landmarks import Landmark, Landmarks, look_for
 from datagen.ledger import Ledger, LedgerClient, LocalLedger, RayLedger
+from datagen.loopback import keep_token_private, on_loopback
 from datagen.machine import ray_folder
 from datagen.patience import in_short
 from datagen.perceive import make_perceive_step, make_video_step
@@ -193,7 +194,9 @@ def start_ray(job: Job) -> bool:
             else:
                 store = job.run.object_store_gib
                 memory = int(store * 2**30) if store else None
-                ray.init(object_store_memory=memory, _metrics_export_port=job.run.metrics_port, **embedded, **quiet)
+                keep_token_private()
+                with on_loopback():
+                    ray.init(object_store_memory=memory, _metrics_export_port=job.run.metrics_port, **embedded, **quiet)
     except Exception as error:  # Ray raises that itself when a node does not start in time
         where = job.run.ray_address or "an embedded Ray"
         if "InvalidAuthToken" in f"{error} {error.__cause__}":

@@ -250,7 +250,10 @@ class RunOptions(Options):
     object_store_gib: float | None = Field(None, gt=0, description="size of the embedded Ray's object store, GiB")
     num_cpus: Positive | None = Field(None, description="logical CPUs of the embedded Ray")
     metrics_port: int | None = Field(
-        None, ge=1, le=65535, description="port where the embedded Ray serves metrics to Prometheus; left out: a free one, in the event log"
+        None,
+        ge=1,
+        le=65535,
+        description="port of the loopback where the embedded Ray serves metrics to Prometheus; left out: a free one, in the event log",
     )
     assets_per_wave: Positive = Field(250_000, description="assets handed to Ray at once; bounds the driver's memory")
     max_failed_fraction: Fraction = Field(

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from datagen.errors import JobError
 from datagen.job import refusal
 from datagen.options import Options, Positive, read_yaml
+from datagen.redaction import HIDDEN, redact
 
 LOCAL_JOB_SERVER = "http://127.0.0.1:8265"
 Provider = Literal["local", "kuberay", "aws", "slurm"]
@@ -23,6 +24,10 @@ Provider = Literal["local", "kuberay", "aws", "slurm"]
 Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$")]
 
 _SECRET = re.compile(r"(^|_)(SECRET|TOKEN|PASSWORD|PASSWD|KEY)(_|$)", re.IGNORECASE)
+_AWS_KEY_CHARS = 40
+_REFERENCE = re.compile(r"\$\([^)]*\)|\$\{[^}]*\}|\$\w+")
+_OPTION = re.compile(r"(?i)--(?:password|passwd|token|secret|api-?key)(?:\s+|=)(?!\*\*\*|['\"]\*\*\*|-)\S")
+_WORD = re.compile(r"(?<![\w/+=.:@-])[A-Za-z0-9/+_-]{32,}={0,2}(?![\w/+=.:@-])")  # no path with an extension, no image, no ARN
 _SECTIONS = {"kuberay": "kubernetes", "aws": "aws", "slurm": "slurm"}
 _Section = TypeVar("_Section", bound=Options)
 
@@ -128,6 +133,18 @@ class Profile(Options):
         return env
 
     @model_validator(mode="after")
+    def _holds_no_secret(self) -> Profile:
+        for path, text in _texts(self.model_dump(), ""):
+            if _looks_secret(text):
+                raise PydanticCustomError(
+                    "secret",
+                    "the value of {path} looks like a secret, which does not belong in a file: give the nodes a role, "
+                    "or name a Kubernetes secret",
+                    {"path": path},
+                )
+        return self
+
+    @model_validator(mode="after")
     def _belongs_together(self) -> Profile:
         for provider, section in _SECTIONS.items():
             if getattr(self, section) is not None and provider != self.provider:
@@ -196,6 +213,31 @@ class Profile(Options):
             "resources": self.resources(),
             "cost_per_hour": [least, most],
         }
+
+
+def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """(where, text) of every text in plain data."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from _texts(item, f"{path}[{number}]")
+
+
+def _looks_secret(text: str) -> bool:
+    """Whether a text holds a key, a token, a password or a signed URL. `$NAME` and `$(command)` stand for one, and hold none."""
+    text = _REFERENCE.sub(HIDDEN, text)
+    words = (word for word in _WORD.findall(text) if not word.isdigit())
+    return redact(text) != text or _OPTION.search(text) is not None or any(_is_random(word) for word in words)
+
+
+def _is_random(word: str) -> bool:
+    if "/" in word and (len(word) != _AWS_KEY_CHARS or word.startswith("/")):
+        return False  # a path
+    return all(any(test(character) for character in word) for test in (str.isupper, str.islower, str.isdigit))
 
 
 def load_profile(path: str | Path) -> Profile:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
+
+from datagen.terminal import shown
 
 _SHOWN = 40
 _PROBLEMS_SHOWN = 10
@@ -34,7 +35,7 @@ _OF_CLIPS = {
 
 def render_report(report: Mapping[str, Any], limit: int = _SHOWN) -> RenderableType:
     """What was not there, masks, texts, clips, and the first `limit` categories."""
-    parts: list[RenderableType] = [f"{escape(report['dataset'])} against {escape(report['gold'])}"]
+    parts: list[RenderableType] = [f"{shown(report['dataset'])} against {shown(report['gold'])}"]
     if "masks" in report:
         parts.append(_numbers(f"{report['objects']} objects of {report['images']} images", report["masks"]))
         parts += _counts(report, _OF_PICTURES)
@@ -50,7 +51,7 @@ def render_report(report: Mapping[str, Any], limit: int = _SHOWN) -> RenderableT
     if report.get("categories"):
         parts.append(_categories(report["categories"], limit))
     problems = [*report.get("problems", []), *report.get("clips", {}).get("problems", [])]
-    return Group(*parts, *(escape(problem) for problem in problems[:_PROBLEMS_SHOWN]), *_more(len(problems) - _PROBLEMS_SHOWN))
+    return Group(*parts, *(shown(problem) for problem in problems[:_PROBLEMS_SHOWN]), *_more(len(problems) - _PROBLEMS_SHOWN))
 
 
 def _counts(report: Mapping[str, Any], names: Mapping[str, str]) -> list[RenderableType]:
@@ -60,7 +61,7 @@ def _counts(report: Mapping[str, Any], names: Mapping[str, str]) -> list[Rendera
 
 
 def _listed(counts: Mapping[str, int]) -> str:
-    return escape(", ".join(f"{count} {name}" for name, count in counts.items()))
+    return shown(", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
 def _more(count: int) -> list[RenderableType]:
@@ -84,7 +85,7 @@ def _texts(columns: Mapping[str, Mapping[str, Any]]) -> RenderableType:
     for name in scores:
         table.add_column(name.removeprefix("semantic_").removesuffix("_match"), justify="right", no_wrap=True)
     for column, values in columns.items():
-        table.add_row(column, *(_shown(values[name]) for name in scores))
+        table.add_row(shown(column), *(_shown(values[name]) for name in scores))
     return table
 
 
@@ -94,7 +95,7 @@ def _categories(rows: list[dict[str, Any]], limit: int) -> Table:
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "category" else "right", no_wrap=name == "category")
     for row in rows[:limit]:
-        table.add_row(*(escape(value) if isinstance(value, str) else _shown(value) for value in row.values()))
+        table.add_row(*(shown(value) if isinstance(value, str) else _shown(value) for value in row.values()))
     return table
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from datagen.machine import Unbroken
+from datagen.printable import printable
+from datagen.terminal import Screen, shown
 
 if TYPE_CHECKING:
     from datagen.check import CheckReport
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 PLAIN_EVERY_S = 10.0
 RATES_AFTER_S = 2.0
 SHOWN = 50
+
+
+class _PrintableLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), lines=True)
 
 
 @contextmanager
@@ -43,7 +49,7 @@ def noise_to(log: Path) -> Iterator[Any]:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_PrintableLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
@@ -72,7 +78,7 @@ class RunProgress:
     """A progress bar on a terminal; elsewhere a line now and then, where there is news. Call it with the summary of the run so far."""
 
     def __init__(self, screen: Any) -> None:
-        self._console = Console(file=screen, highlight=False)
+        self._console = Screen(file=screen, highlight=False)
         self._first: float | None = None
         self._last, self._shown = 0.0, ""
         columns = (
@@ -127,7 +133,7 @@ class RunProgress:
 def run_screen(log: Path) -> Iterator[RunProgress]:
     """The screen of `datagen run`: progress here, noise in `log`."""
     with noise_to(log) as screen, RunProgress(screen) as progress:
-        Console(file=screen, highlight=False).print(f"[dim]log: {log}[/dim]")
+        Screen(file=screen, highlight=False).print(f"[dim]log: {shown(log)}[/dim]")
         yield progress
 
 
@@ -141,7 +147,7 @@ def print_run(console: Console, summary: RunSummary) -> None:
             else "the input has no assets for this job"
         )
         skipped = f"; skipped: {_counts(summary.skipped)}" if summary.skipped else ""
-        console.print(escape(f"nothing to do: {found}{skipped}"), soft_wrap=True)
+        console.print(shown(f"nothing to do: {found}{skipped}"), soft_wrap=True)
         _print_warnings(console, summary.warnings)
         return
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -171,8 +177,8 @@ def print_run(console: Console, summary: RunSummary) -> None:
         table.add_row("estimate", _off(summary.estimate))
     for title, reasons in (("failed", summary.failures), ("dropped", summary.dropped), ("skipped", summary.skipped)):
         if reasons:
-            table.add_row(title, _counts(reasons))
-    table.add_row("dataset", escape(summary.output))
+            table.add_row(title, shown(_counts(reasons)))
+    table.add_row("dataset", shown(summary.output))
     console.print(table)
     _print_warnings(console, summary.warnings)
 
@@ -205,14 +211,14 @@ def _counts(reasons: Mapping[str, int]) -> str:
 
 def _print_warnings(console: Console, warnings: list[str]) -> None:
     for warning in warnings:
-        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+        console.print(f"[yellow]warning:[/yellow] {shown(warning)}")
 
 
 def print_check(console: Console, report: CheckReport) -> None:
     """What `datagen check` found."""
     for violation in report.violations[:SHOWN]:
         where = " ".join(part for part in (violation.table, violation.part, violation.id) if part)
-        console.print(f"[red]{violation.code}[/red] {escape(where)}: {escape(violation.message)}")
+        console.print(f"[red]{shown(violation.code)}[/red] {shown(where)}: {shown(violation.message)}")
     total = sum(report.by_code.values())
     if total > SHOWN:
         console.print(f"... {total - SHOWN} more; --json lists them")
@@ -235,9 +241,9 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     """What `datagen plan` found."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for key in ("input", "output", "listed", "done", "left", "parts"):
-        table.add_row(key, escape(str(plan[key])))
+        table.add_row(key, shown(plan[key]))
     if plan["skipped"]:
-        table.add_row("skipped", _counts(plan["skipped"]))
+        table.add_row("skipped", shown(_counts(plan["skipped"])))
     for step, pool in plan["workers"].items():
         size = f"{pool['min_workers']}" if pool["min_workers"] == pool["max_workers"] else f"{pool['min_workers']}-{pool['max_workers']}"
         gpus = f", {pool['num_gpus']:g} GPU" if pool["num_gpus"] else ""
@@ -268,23 +274,23 @@ def print_status(console: Console, status: RunStatus) -> None:
     """What `datagen status` found."""
     beat = status.beat
     verdict = _VERDICTS.get(status.verdict, beat["state"] + " {age} ago").format(age=_ago(status.age_s))
-    console.print(f"{escape(beat['run_id'])} {verdict}", soft_wrap=True)
+    console.print(f"{shown(beat['run_id'])} {verdict}", soft_wrap=True)
     if beat["error"]:
-        console.print(f"[red]{escape(beat['error']['code'])}[/red]: {escape(beat['error']['message'])}", soft_wrap=True)
+        console.print(f"[red]{shown(beat['error']['code'])}[/red]: {shown(beat['error']['message'])}", soft_wrap=True)
     if beat.get("waiting"):
-        console.print(f"[yellow]{escape(beat['waiting'])}[/yellow]", soft_wrap=True)
+        console.print(f"[yellow]{shown(beat['waiting'])}[/yellow]", soft_wrap=True)
     assets = beat["assets"]
     total = assets["todo"] if assets["all_listed"] else f"{assets['todo']} or more (still listing)"
     steps = ", ".join(f"{step} {found['samples']}" for step, found in beat["steps"].items() if found["workers"])
     pace = f"{beat['tokens_per_s']:.1f} tokens/s" if beat["tokens_per_s"] is not None else "loading models" if not steps else "starting"
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_row("job", escape(f"{beat['job']} on {beat['host']}, input {beat['input']}"))
-    table.add_row("started", escape(beat["started_at"]))
+    table.add_row("job", shown(f"{beat['job']} on {beat['host']}, input {beat['input']}"))
+    table.add_row("started", shown(beat["started_at"]))
     table.add_row("assets", f"{assets['done']} of {total} done, {assets['failed']} failed, {assets['left']} left")
     table.add_row("before", f"{assets['done_before']} done by earlier runs")
     table.add_row("found", ", ".join(f"{beat[name]} {name}" for name in ("regions", "clips", "tracks") if beat[name]) or "no regions yet")
     if steps:
-        table.add_row("steps", steps)
+        table.add_row("steps", shown(steps))
     incidents = [f"{count} {name.replace('_', ' ')}" for name, count in beat.get("incidents", {}).items() if count]
     if incidents:
         table.add_row("incidents", ", ".join(incidents))
@@ -307,9 +313,9 @@ def print_checkpoint(console: Console, report: CheckpointReport) -> None:
     """What `datagen model show` found."""
     table = Table("part", "tensors", "parameters", "dtype", box=None)
     for name, group in report.groups.items():
-        table.add_row(name, str(group.num_tensors), f"{group.num_parameters:,}", ", ".join(sorted(group.dtypes)))
+        table.add_row(name, str(group.num_tensors), f"{group.num_parameters:,}", shown(", ".join(sorted(group.dtypes))))
     console.print(table)
-    console.print(f"SAM 2.1: {report.sam2_weights}, config {report.sam2_config}")
+    console.print(f"SAM 2.1: {shown(report.sam2_weights)}, config {shown(report.sam2_config)}")
     for title, keys in (("missing", report.missing), ("unexpected", report.unexpected), ("wrong shape", report.wrong_shape)):
         for key in keys:
-            console.print(f"[red]{title}[/red] {key}")
+            console.print(f"[red]{title}[/red] {shown(key)}")

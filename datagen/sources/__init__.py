@@ -17,6 +17,7 @@ from datagen.remote import SCHEMES, checked_uri, is_remote, scheme_of
 from datagen.sources.files import is_pattern
 from datagen.sources.listing import remote_files
 from datagen.sources.prompts import note_prompts
+from datagen.sources.secrets import refuse_secrets, without_secrets
 from datagen.sources.uris import media_type_of
 from datagen.tables import TABLE_SUFFIXES, image_columns, open_table
 from datagen.tar import COMPRESSED_SUFFIXES
@@ -63,13 +64,15 @@ class _Listing:
         return self._source.describe()
 
     def __iter__(self) -> Iterator[Asset]:
-        return map(note_prompts, self._source)
+        return map(without_secrets, map(note_prompts, self._source))
 
 
 def open_source(options: SourceOptions, s3: S3Options | None = None) -> Source:
     """The source that `options` name. Raises SourceError when there is no such input or it cannot be listed, StorageError for a bucket."""
     if not options.input:
         raise SourceError(f"no input is given; allowed: {_ALLOWED}. Use --input PATH or `source.input` in the job file")
+    for place, what in ((options.input, "the input"), (options.media_root, "source.media_root")):
+        refuse_secrets(place or "", what)
     return _Listing(_source(options, s3 or S3Options()))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
+
+from datagen.terminal import shown
 
 _BAR = 24
 
@@ -17,7 +17,7 @@ def render_stats(stats: dict[str, Any]) -> RenderableType:
     summary = [("assets", stats["num_assets"]), *_indented(stats["statuses"])]
     summary += [("regions", stats["num_regions"]), ("parts", stats["num_parts"])]
     summary += _spread("regions per asset", stats["regions_per_asset"])
-    parts: list[RenderableType] = [Text(stats["dataset"]), _plain_table(None, summary)]
+    parts: list[RenderableType] = [shown(stats["dataset"]), _plain_table(None, summary)]
     titles = {"failures": "Failed assets by code", "dropped": "Dropped regions by reason", "flags": "Flagged regions"}
     parts += [_bars(title, stats[key]) for key, title in titles.items() if stats[key]]
     about = " (approximate)" if stats["labels_approximate"] else ""
@@ -60,17 +60,17 @@ def _lengths(texts: dict[str, Any]) -> list[RenderableType]:
 def _plain_table(title: str | None, rows: list[tuple[str, float]]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False, box=None)
     for name, value in rows:
-        table.add_row(name, f"{value:,}")
+        table.add_row(shown(name), f"{value:,}")
     return table
 
 
 def _bars(title: str, counts: dict[str, int]) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    table = Table(title=shown(title), title_justify="left", show_header=False, box=None)
     table.add_column(overflow="fold", max_width=40)
     table.add_column(justify="right")
     most = max(counts.values(), default=1)
     for name, count in counts.items():
-        table.add_row(escape(name) or "(empty)", f"{count:,}", "█" * max(1, round(_BAR * count / most)))
+        table.add_row(shown(name) or "(empty)", f"{count:,}", "█" * max(1, round(_BAR * count / most)))
     return table
 
 
@@ -84,5 +84,5 @@ def _runs_table(runs: list[dict[str, Any]]) -> Table:
         numbers = (f"{run[name]:,}" for name in (*counts, "seconds"))
         per_second = ("" if run[name] is None else f"{run[name]:,.1f}" for name in rates)
         cached = "" if run["cached_share"] is None else f"{run['cached_share']:.0%}"
-        table.add_row(str(run["run_id"]), str(run["status"]), *numbers, *per_second, cached)
+        table.add_row(shown(run["run_id"]), shown(run["status"]), *numbers, *per_second, cached)
     return table

@@ -140,3 +140,39 @@ def test_the_plan_tells_of_the_cluster_and_refuses(datagen, tmp_path):
     refused = datagen("plan", *arguments, "--set", "describe.pool.num_cpus=9")
     assert refused.returncode == 2
     assert "describe asks 9 CPU" in " ".join(refused.stderr.split())
+
+
+SECRET_VALUES = {
+    "a key of AWS": {"env": {"ACCOUNT": "wJalrXUtnFEMI0K7MDENG0bPxRfiCYEXAMPLEKEY"}},
+    "its id": {"env": {"WHO": "AKIAIOSFODNN7EXAMPLE"}},
+    "a token by its form": {"env": {"HUB": "hf_abcdefghijklmnopqrstuvwx"}},
+    "a URL with a password": {"env": {"PROXY": "http://somebody:hunter22@proxy:3128"}},
+    "a signed URL": {"env": {"MODEL": "https://bucket/model?X-Amz-Signature=hunter22"}},
+    "a shell line": {"setup": ["docker login --username me --password hunter22 registry"]},
+    "another": {"setup": ["export PASSWORD=hunter22"]},
+    "an address": {"address": "http://me:hunter22@127.0.0.1:8265"},
+}
+
+
+@pytest.mark.parametrize("case", SECRET_VALUES)
+def test_a_value_that_looks_like_a_secret_is_refused_by_its_place_and_not_repeated(case, tmp_path):
+    path = tmp_path / "place.yaml"
+    path.write_text(yaml.safe_dump(PLACE | {"workers": [GPU_NODE]} | SECRET_VALUES[case]))
+    with pytest.raises(JobError) as refused:
+        load_profile(path)
+    (section, values) = next(iter(SECRET_VALUES[case].items()))
+    assert section in refused.value.message
+    assert "looks like a secret" in refused.value.message
+    texts = [values] if isinstance(values, str) else values.values() if isinstance(values, dict) else values
+    assert not any(text in refused.value.message for text in texts)
+
+
+def test_values_that_stand_for_a_secret_are_none():
+    lines = [
+        "docker login --password $TOKEN registry",
+        "export PASSWORD=$(cat /run/secret)",
+        'login --token "${TOKEN}"',
+        "pip install datagen",
+    ]
+    env = {"HF_HOME": "/mnt/cache/Models/2026-11/huggingface_hub", "IMAGE": "ghcr.io/owner/datagen@sha256:" + "0a" * 32, "SEED": "1" * 40}
+    assert profile(setup=lines, env=env).setup == tuple(lines)
