@@ -253,7 +253,7 @@ class RunOptions(Options):
         None,
         ge=1,
         le=65535,
-        description="port of the loopback where the embedded Ray serves metrics to Prometheus; left out: a free one, in the event log",
+        description="port of the loopback where the embedded Ray serves Prometheus metrics; left out: a free one, in the event log",
     )
     assets_per_wave: Positive = Field(250_000, description="assets handed to Ray at once; bounds the driver's memory")
     max_failed_fraction: Fraction = Field(

@@ -51,13 +51,24 @@ def keep_token_private() -> None:
         if path.exists() and path.stat().st_size:
             _close(path)
             return
-        path.unlink(missing_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(32))
-    except FileExistsError:  # another run has just made it
-        return
+        _make(path)
     except (OSError, RuntimeError):  # the latter where there is no home at all
         os.environ[_TOKEN] = secrets.token_hex(32)
+
+
+def _make(path: Path) -> None:
+    """Whole or not at all: another run may look at the same time."""
+    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+        file.write(secrets.token_hex(32))
+    try:
+        if path.exists() and not path.stat().st_size:
+            path.unlink(missing_ok=True)
+        os.link(aside, path)
+    except FileExistsError:
+        return
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _close(path: Path) -> None:
