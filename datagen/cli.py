@@ -79,7 +79,7 @@ def run(
     failed, allowed = summary.statuses["failed"], job.run.max_failed_fraction
     if finished and failed / finished > allowed:
         why = f"{failed} of the {finished} assets of this run failed, a larger share than run.max_failed_fraction ({allowed:g}) allows"
-        Console(stderr=True, highlight=False).print(f"[red]failed:[/red] {why}; the column error_code says why", soft_wrap=True)
+        Screen(stderr=True, highlight=False).print(f"[red]failed:[/red] {why}; the column error_code says why", soft_wrap=True)
         raise typer.Exit(1)
 
 

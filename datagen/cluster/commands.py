@@ -12,6 +12,7 @@ from rich.table import Table
 from datagen.arguments import AsJson, Input, JobFile, Model, Output, Set, read_job, show
 from datagen.cluster.profile import LOCAL_JOB_SERVER, load_profile
 from datagen.errors import JobError
+from datagen.printable import printable, without_colour
 
 if TYPE_CHECKING:
     from datagen.cluster.jobs import Jobs
@@ -93,7 +94,7 @@ def submit(
     submission_id = jobs.submit(job, profile)
     typer.echo(submission_id)
     if wait:
-        jobs.follow(submission_id, lambda lines: typer.echo(lines, nl=False))
+        jobs.follow(submission_id, _echo)
         raise typer.Exit(jobs.wait(submission_id))
     where = f" --address {jobs.address}"
     typer.echo(
@@ -137,9 +138,9 @@ def job_logs(
     """
     jobs = _jobs(address, cluster)
     if follow:
-        jobs.follow(submission_id, lambda lines: typer.echo(lines, nl=False))
+        jobs.follow(submission_id, _echo)
     else:
-        typer.echo(jobs.logs(submission_id), nl=False)
+        _echo(jobs.logs(submission_id))
 
 
 @job_app.command("stop")
@@ -227,3 +228,8 @@ def _schedules(cluster: Path) -> Schedules:
     from datagen.cluster.schedule import Schedules
 
     return Schedules(load_profile(cluster))
+
+
+def _echo(lines: str) -> None:
+    """Lines of a job's log, which hold what its libraries and its data said."""
+    typer.echo(printable(without_colour(lines), lines=True), nl=False)
