@@ -17,6 +17,7 @@ LISTED_TWICE = "asset_listed_twice"
 
 logger = logging.getLogger(__name__)
 
+LOGGED = 100
 _OF_URI = (1 << 32) - 1
 _OF_REST = (1 << 58) - 1
 
@@ -45,7 +46,8 @@ class Distinct:
                 yield asset
             else:
                 self.repeated += 1
-                logger.warning("listed again, counted once: %s (%s)", asset.asset_id, asset.uri)
+                if self.repeated <= LOGGED:
+                    logger.warning("listed again, counted once: %s (%s)", asset.asset_id, asset.uri)
 
 
 def _said(asset: Asset) -> int:
