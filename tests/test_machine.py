@@ -69,6 +69,16 @@ def test_an_ordinary_home_changes_nothing(place: Path) -> None:
     assert environment == {"HOME": str(place / "home"), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 
 
+def test_ray_does_not_ship_the_current_folder_of_what_uv_run_started() -> None:
+    code = (
+        "import os; os.environ.pop('RAY_ENABLE_UV_RUN_RUNTIME_ENV', None)\n"
+        "from datagen.machine import settle; settle()\n"
+        "from ray._private import ray_constants; print(ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_a_user_without_a_name_gets_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody() -> str:
         raise KeyError("getpwuid(): uid not found: 1000660000")
