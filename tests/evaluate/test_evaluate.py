@@ -117,6 +117,30 @@ def test_the_command_prints_tables_and_json(tmp_path, gold):
     assert report["texts"]["label_en"]["exact_match"] == 1
 
 
+def test_the_command_says_what_was_not_there(tmp_path, gold):
+    (tmp_path / "gold.json").write_text(
+        json.dumps(
+            {
+                "images": [
+                    {"id": n, "file_name": f"{name}.png", "width": 2 * SIDE if name == "b" else SIDE, "height": SIDE}
+                    for n, name in enumerate("abc")
+                ],
+                "annotations": [
+                    {"id": n, "image_id": n, "bbox": [0, 0, 10, 10], "segmentation": [[0, 0, 10, 0, 10, 10, 0, 10]]} for n in range(3)
+                ]
+                + [{"id": 9, "image_id": 0, "segmentation": []}],
+            }
+        )
+    )
+    found = write_dataset(tmp_path / "found", {"a.png": [region(0, LEFT, {})], "b.png": [region(0, LEFT, {})], "z.png": []})
+    shown = CliRunner().invoke(app, ["eval", found, "--gold", str(tmp_path / "gold.json")])
+    text = " ".join(shown.output.split())
+    assert "3 objects of 3 images" in text
+    assert "1 images missing, 1 images of another size, 2 objects without a region, 1 images not in gold" in text
+    assert "gold that cannot be used: 1 prompt_empty" in text
+    assert "/pictures/b.png is 20 x 20, gold says 40 x 20 (width x height)" in text
+
+
 def test_what_has_nothing_in_common_is_refused(tmp_path, gold):
     other = write_dataset(tmp_path / "other", {"b.png": [region(0, LEFT, {})]})
     with pytest.raises(SourceError, match="no image or clip in common"):

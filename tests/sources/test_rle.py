@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pycocotools import mask as coco_mask
 
 from datagen import masks
 from datagen.records import RLE
@@ -35,7 +36,9 @@ def test_runs_of_no_pixel_change_nothing(mask, data):
     place = data.draw(st.integers(0, len(runs) - 1))
     cut = data.draw(st.integers(0, runs[place]))
     split = [*runs[:place], cut, 0, runs[place] - cut, *runs[place + 1 :]]
-    assert parse_rle({"size": list(mask.shape), "counts": split}) == masks.encode_mask(mask)
+    compressed = coco_mask.frPyObjects({"size": list(mask.shape), "counts": split}, *mask.shape)["counts"].decode()
+    for counts in (split, compressed):
+        assert parse_rle({"size": list(mask.shape), "counts": counts}) == masks.encode_mask(mask)
 
 
 def test_polygons_are_filled_and_merged():
