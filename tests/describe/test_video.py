@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 
 from datagen.describe import Completion, Request, make_describe_step
 from datagen.describe.events import PamEventPrompter
+from datagen.describe.prompter import common_words, sampling_for
 from datagen.describe.step import DescribeStep
 from datagen.errors import ClusterError, JobError, ModelOutputError
 from datagen.job import parse_job
 from datagen.pam.checkpoint import Checkpoint
 from datagen.pam.llm import load_tokenizer
 from datagen.pam.projector import Projector, load_projector
-from datagen.pam.prompts import tokenize, video_prompt
+from datagen.pam.prompts import PromptIds, tokenize, video_prompt
 from datagen.records import Sample
 
 VISUAL = 4 + 19 + 15 * (2 + 19)  # embeddings of a clip with 4 image tokens in the first frame and 2 in each later one
@@ -277,6 +278,45 @@ def test_a_history_too_long_keeps_its_end(make_prompter, tokenizer, said, space)
     if asked.cut and space > 12:
         assert left.strip("\ufffd")
         assert limit - needed <= 12  # what is cut off beyond need is less than a character and the white space around it
+
+
+def test_no_half_of_a_character_is_kept_in_a_history(make_prompter, tokenizer):
+    sample = clip_with_tracks([1])
+    said = "\N{GRINNING FACE}" * 8
+    pieces = len(tokenizer.encode(said, add_special_tokens=False)) // 8
+    assert pieces > 1  # so that a cut may fall inside one
+    kept = set()
+    for space in range(2, 8 * pieces):
+        asked = make_prompter(max_model_len=room_for(tokenizer, space)).event(sample, sample.tracks[0], 0, {"en": said})
+        left = asked.history["en"] or ""
+        assert left == said[: len(left)]
+        kept.add(len(left))
+    assert len(kept) > 4
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "shared"),
+    [
+        (["12", "12"], ["345", "346"], 4),
+        (["12", "12"], ["34", "345"], 4),
+        (["12", "12"], ["34", "34"], 4),
+        (["12", "13"], ["34", "34"], 1),
+        (["12", "123"], ["345", "345"], 2),  # the clip comes earlier in one of them, so nothing behind it is shared
+        (["123", "12"], ["3", "3"], 2),
+        (["12", "12", "12"], ["34", "345", "44"], 2),
+        (["", ""], ["1", "2"], 0),
+    ],
+)
+def test_prompts_share_what_they_have_in_common_from_the_start_on(before, after, shared):
+    prompts = [PromptIds(tuple(map(int, one)), tuple(map(int, other))) for one, other in zip(before, after, strict=True)]
+    assert common_words(prompts) == shared
+
+
+def test_a_requests_seed_is_of_the_jobs_seed_and_its_name():
+    first, second = (parse_job({"describe": {"seed": seed}}).describe for seed in (1, 2))
+    seeds = {sampling_for(options, "label", name).seed for options in (first, second) for name in ("a-label_en", "b-label_en")}
+    assert len(seeds) == 4
+    assert sampling_for(first, "label", "a-label_en") == sampling_for(first, "label", "a-label_en")
 
 
 def test_a_cut_history_flags_its_track(golden, tokenizer, projector, make_step):

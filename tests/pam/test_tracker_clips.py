@@ -90,6 +90,26 @@ def test_tracks_reach_backward_and_forward_from_the_prompted_frame(tracker):
     assert forward.tokens.frame_indices == selected_frames(5, NUM_FRAMES)
 
 
+def test_prompts_on_two_frames_are_the_same_in_any_order(tracker):
+    early, late = OBJECTS[5][2], OBJECTS[5][8]
+    [expected] = track(tracker, [{2: early, 8: late}])
+    [found] = track(tracker, [{8: late, 2: early}])
+    assert_same(found, expected)
+    assert [item.frame_index for item in found.frames] == list(range(NUM_FRAMES))
+    [forward] = track(tracker, [{8: late, 2: early}], backward=False)
+    assert [item.frame_index for item in forward.frames] == list(range(2, NUM_FRAMES))
+    assert forward.tokens.frame_indices[0] == 2
+
+
+def test_objects_prompted_on_two_frames_are_each_followed_from_their_own(tracker):
+    objects = [{7: Prompt(box=box_at(7, 1))}, {3: Prompt(box=box_at(3))}]
+    together = track(tracker, objects, backward=False)
+    for found, prompts in zip(together, objects, strict=True):
+        [alone] = track(tracker, [prompts], backward=False)
+        assert_same(found, alone)
+        assert [item.frame_index for item in found.frames] == list(range(min(prompts), NUM_FRAMES))
+
+
 def test_results_come_while_frames_come_and_only_frames_before_the_last_prompt_wait(tracker):
     tracking = ClipTracking(tracker, [{0: Prompt(box=box_at(0))}, {3: Prompt(box=box_at(3, 1))}], 6, WIDTH, HEIGHT)
     found = [[(item.object_index, item.frame_index) for item in tracking.push(frame)] for frame in frames(6)]

@@ -28,7 +28,9 @@ from datagen.write import (
     stage_clip,
     sweep,
 )
-from datagen.write.parts import clip_part_id, part_path
+from datagen.write.clips import VideoProgress
+from datagen.write.done import done_assets
+from datagen.write.parts import clip_part_id, part_path, publish_part
 
 OPTIONS = WriteOptions()
 # Video -> its clips: objects come, go on and go; one video ends in a clip that fails, one has nothing in it.
@@ -66,6 +68,24 @@ def test_clips_are_published_in_order_however_they_arrive(store):
     assert video.index == 1
     assert (video.row["status"], video.row["num_clips"], video.row["num_tracks"]) == ("ok", 3, 3)
     assert progress.finished() == []
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+def test_clips_beyond_a_finished_video_are_none_of_it(store, is_committed):
+    _, progress = resume_videos(store, OPTIONS)
+    first, second, third = (stage(store, clip) for clip in FILMS[1]())
+    beyond = stage(store, make_clip(1, 3, is_last=True))
+    if is_committed:  # as by a hand that put a part there
+        publish_part(store, beyond)
+        sweep(store)
+        first, second, third = (stage(store, clip) for clip in FILMS[1]())
+        progress = VideoProgress(store, done_assets(store))
+    else:
+        assert progress.publish(beyond) == []
+    published = [part for clip in (first, second, third) for part in progress.publish(clip)]
+    assert published == [first, second, third]
+    (video,) = progress.finished()
+    assert (video.row["num_clips"], video.row["num_tracks"], progress.num_waiting) == (3, 3, 0)
 
 
 def test_a_clip_that_comes_again_is_left_aside(store):
