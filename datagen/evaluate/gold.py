@@ -200,4 +200,4 @@ def _sentences(value: Any) -> list[str]:
         return [value.strip()] if value.strip() else []
     if isinstance(value, Mapping):
         return next((_sentences(value[name]) for name in _SENTENCE_KEYS if isinstance(value.get(name), str)), [])
-    return [text for one in value for text in _sentences(one) if not isinstance(one, list)] if isinstance(value, list) else []
+    return [text for one in value if isinstance(one, (str, Mapping)) for text in _sentences(one)] if isinstance(value, list) else []

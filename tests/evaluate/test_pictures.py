@@ -258,6 +258,9 @@ def test_gold_as_tools_write_it(tmp_path):
     spoken = {"sentences": [{"raw": "the left"}, "left one"], "captions": None, "caption": "left"}
     for fields in ({}, {"sentences": None}, spoken, {"image_id": "1"}, {"segmentation": [[0, 0, 10, 0, 10, 10, 0, 10]], "bbox": None}):
         assert evaluate(found, coco(tmp_path, [annotation("left", **fields)], whole))["masks"]["mean_iou"] == 1
+    deep = Path(coco(tmp_path, [annotation("left", sentences="DEEP")], whole))
+    deep.write_text(deep.read_text().replace('"DEEP"', "[" * 900 + "]" * 900))
+    assert evaluate(found, str(deep))["masks"]["mean_iou"] == 1
     for categories in (None, [{"name": "left"}], [{"id": "0", "name": "left"}]):
         report = evaluate(found, coco(tmp_path, [annotation("left")], whole, categories=categories))
         assert report["texts"].get("label_en", {}).get("exact_match") == (1 if categories and "id" in categories[0] else None)
