@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from datagen.errors import SourceError
 from datagen.job import S3Options
+from datagen.parquet_pages import MAX_ROW_BYTES, batches, check_group, open_parquet, row_bytes, sliced
 from datagen.remote import is_remote, open_file
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ TABLE_SUFFIXES = (".parquet", ".arrow")
 
 _BUFFER_BYTES = 4 << 20
 _ROWS_AT_ONCE = 256
-_CELLS_AT_ONCE = 4
+_CELLS_AT_ONCE = 1  # one value of a dictionary may be a picture of any size, and stand in every row
 # What libraries of time zones, dates and numbers have to say of a value that they do not know; a text that is no UTF-8 is a ValueError.
 _UNKNOWN = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, ImportError)
 _CELL = re.compile(r"(.+)\[([0-9]{1,15})\]", re.DOTALL)
@@ -90,6 +91,15 @@ def batch_rows(batch: pa.RecordBatch) -> Iterator[Row]:
 
     Neither Parquet nor Arrow promises that there is none.
     """
+
+    for part in sliced(batch):
+        if part.num_rows == 1 and row_bytes(part)[0] > MAX_ROW_BYTES:
+            yield BadRow(f"it has more than {MAX_ROW_BYTES} bytes", "row_too_large")
+        else:
+            yield from _small_rows(part)
+
+
+def _small_rows(batch: pa.RecordBatch) -> Iterator[Row]:
     import pyarrow as pa
 
     try:
@@ -191,10 +201,8 @@ class _ParquetTable:
     """Reads page by page; what a page holds is in memory at once."""
 
     def __init__(self, file: str, s3: S3Options) -> None:
-        import pyarrow.parquet as pq
-
-        self._file = pq.ParquetFile(open_file(file, s3) if is_remote(file) else file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        self.schema, self.num_rows = self._file.schema_arrow, self._file.metadata.num_rows
+        self._file = open_parquet(open_file(file, s3) if is_remote(file) else file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        self.schema, self.num_rows = self._file.schema.to_arrow_schema(), self._file.metadata.num_rows
         groups = range(self._file.num_row_groups)
         self._ends = list(accumulate(self._file.metadata.row_group(group).num_rows for group in groups))
         self._path_groups: dict[str, set[int]] = {}
@@ -205,7 +213,7 @@ class _ParquetTable:
         if not light:
             yield from ({} for _ in range(self.num_rows))
             return
-        for batch in self._file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=light):
+        for batch in batches(self._file, _ROWS_AT_ONCE, light):
             yield from batch_rows(batch)
 
     def is_path(self, column: str, row: int) -> bool:
@@ -222,14 +230,13 @@ class _ParquetTable:
 
     def cells(self, column: str, first: int) -> tuple[Iterator[pa.Buffer | None], int]:
         group = bisect_right(self._ends, first)
-        is_struct = _is_picture(self.schema.field(column).type)
-        batches = self._file.iter_batches(
-            batch_size=_CELLS_AT_ONCE, row_groups=[group], columns=[f"{column}.bytes" if is_struct else column], use_threads=False
-        )
+        wanted = [f"{column}.bytes" if _is_picture(self.schema.field(column).type) else column]
+        check_group(self._file, group, wanted)
+        some = self._file.iter_batches(batch_size=_CELLS_AT_ONCE, row_groups=[group], columns=wanted, use_threads=False)
 
         def cells() -> Iterator[pa.Buffer | None]:
             row = self._ends[group - 1] if group else 0
-            for batch in batches:
+            for batch in some:
                 for cell in _bytes_of(batch.column(0)):
                     if row >= first:
                         yield cell.as_buffer()

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from datagen.errors import SourceError
 from datagen.job import S3Options, SourceOptions
+from datagen.parquet_pages import batches, open_parquet
 from datagen.records import Asset
 from datagen.sources.columns import refuse_doubled, refuse_unread, refuse_without_uri
 from datagen.sources.csv_rows import csv_rows
@@ -93,16 +94,15 @@ class ManifestSource:
 
 def _parquet_rows(path: str, source: BinaryIO, keys_only: bool) -> Iterator[tuple[int, Row]]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     number = 0
     try:
-        with pq.ParquetFile(source) as file:
+        with open_parquet(source) as file:
             names = file.schema_arrow.names
             refuse_without_uri(path, dict.fromkeys(names) if names else {"nothing": None})
             refuse_doubled(path, names)
             columns = [name for name in names if name in ("uri", "asset_id")] if keys_only else None
-            for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=columns):
+            for batch in batches(file, _ROWS_PER_BATCH, columns):
                 for row in bounded(batch_rows(batch), batch.schema):
                     number += 1
                     yield number, row

@@ -48,7 +48,7 @@ LISTING_CODES = {
     *("manifest_bad_row", "manifest_no_uri", "manifest_bad_id", "manifest_bad_prompts", "manifest_rows_conflict", "row_too_large"),
     *("asset_id_taken", "asset_listed_twice", "unsupported_uri", "refused_uri", "missing_file", "stated_size"),
 }
-_TABLE_CODES = {"table_damaged", "no_image_column"}
+_TABLE_CODES = {"table_damaged", "table_too_large", "no_image_column"}
 HOLDER_CODES = {  # further ones, by suffix, of files that may hold the pictures themselves
     ".parquet": _TABLE_CODES,
     ".arrow": _TABLE_CODES,
