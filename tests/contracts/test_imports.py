@@ -38,6 +38,7 @@ SHARED = (
     "s3",
     "s3_options",
     "share",
+    "parquet_pages",
     "tables",
     "tar",
 )
