@@ -52,6 +52,7 @@ DROP_REASONS = {
     # of the file
     "corrupt_packets": "damaged packets of a video",
     "missing_frame": "frames of a video that could not be decoded or placed in time",
+    "further_frames": "frames of an animation, or pages of a TIFF, after the first, which is the picture",
     # of videos whose input asks for objects
     "ended_at_cut": "objects that a shot cut ends",
     "lost": "objects out of sight that cannot be looked for any more",
@@ -76,6 +77,9 @@ DROP_REASONS = {
     "prompt_shares": "its coordinates are shares of the sides, and no pixels",
     "prompt_too_large": "it is too large",
 }
+
+# Of these, what is about the file and not about a prompt.
+OF_THE_FILE = frozenset({"corrupt_packets", "missing_frame", "further_frames"})
 
 PROMPT_SOURCES = ("manifest", "coco", "annotation", "everything", "handover")
 MASK_SOURCES = ("prompt", "candidate", "refined", "given")

@@ -39,10 +39,11 @@ from datagen.loopback import keep_token_private, on_loopback
 from datagen.machine import ray_folder
 from datagen.patience import in_short
 from datagen.perceive import make_perceive_step, make_video_step
+from datagen.portions import in_portions, is_counted, weighed
 from datagen.records import Sample
 from datagen.room import pools
 from datagen.workers import Overseer, let_executors_end, refuse_crowd, tables_of
-from datagen.write import StagedPart, Store, open_store, stage_clip, stage_part
+from datagen.write import StagedPart, StagedPortion, Store, open_store, put_together, stage_clip, stage_part, stage_portion
 
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy, Dataset
@@ -95,22 +96,27 @@ def note_to(ledger: LedgerClient, step: str, event: str, message: str, *, level:
     ledger.insist("note", step, event, message, level, facts)
 
 
-def stage(plan: Plan, samples: list[Sample]) -> list[StagedPart]:
+def stage(plan: Plan, samples: list[Sample]) -> list[StagedPart | StagedPortion]:
     """The last two steps: rows from texts, then one whole Parquet part per table, staged but not published.
 
-    samples: any number of images, or one clip of a video. Failed images get a part of their own, so that a later run can take it out
-    of the table and try them again.
+    samples: any number of images, or one clip of a video. Failed images get a part of their own, which a later run can take out.
     """
+    if samples[0].clip is not None:
+        return [_staged_clip(plan, samples[0])]
     for sample in samples:
         fault_point("write", sample.asset.uri)
-    store, options = plan.store, plan.job.write
-    with_logprobs = plan.job.describe.logprobs > 0
-    finished = [assemble(sample, plan.job.assemble) for sample in samples]
-    if finished[0].clip is not None:
-        return [stage_clip(store, plan.run_id, finished[0], options, partial(track_row, token_logprobs=with_logprobs))]
-    groups = [[sample for sample in finished if (sample.failure is None) == is_good] for is_good in (True, False)]
-    to_row = partial(region_row, token_logprobs=with_logprobs)
-    return [stage_part(store, plan.run_id, group, options, to_row) for group in groups if group]
+    to_row = partial(region_row, token_logprobs=plan.job.describe.logprobs > 0)
+    finished, where = [assemble(sample, plan.job.assemble) for sample in samples], (plan.store, plan.run_id)
+    portions = [stage_portion(*where, sample, plan.job.write, to_row) for sample in finished if sample.portion]
+    images = [sample for sample in finished if not sample.portion]
+    groups = [[sample for sample in images if (sample.failure is None) == is_good] for is_good in (True, False)]
+    return [*portions, *(stage_part(*where, group, plan.job.write, to_row) for group in groups if group)]
+
+
+def _staged_clip(plan: Plan, sample: Sample) -> StagedPart:
+    fault_point("write", sample.asset.uri)
+    to_row = partial(track_row, token_logprobs=plan.job.describe.logprobs > 0)
+    return stage_clip(plan.store, plan.run_id, assemble(sample, plan.job.assemble), plan.job.write, to_row)
 
 
 @contextmanager
@@ -136,17 +142,25 @@ def started(plan: Plan) -> Iterator[LedgerClient]:
 
 def run_images(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[StagedPart]:
     """Run one wave of images through the six steps. Yields staged parts as they finish, in any order."""
-    if plan.job.run.executor == "ray":
-        yield from _images_on_ray(plan, ledger, samples)
-        return
+    run = _images_on_ray if plan.job.run.executor == "ray" else _images_here
+    yield from put_together(plan.store, plan.run_id, run(plan, ledger, samples), plan.job.write)
+
+
+def _images_here(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[StagedPart | StagedPortion]:
     workers = [Guarded(name, make, ledger, renews=name == "describe") for name, make in step_factories(plan, ledger).items()]
+    most, max_regions = plan.job.write.assets_per_part, plan.job.perceive.everything.max_regions
     with _torn_down(workers):
-        for chunk in chunks(samples, plan.job.write.assets_per_part):
-            if ledger.ask("draining"):
+        for chunk in chunks(in_portions(samples), most):
+            finished: list[Sample] = []
+            for some in weighed(chunk, most, max_regions):
+                if ledger.ask("draining"):
+                    break
+                for worker in workers:
+                    some = worker.process(some)
+                finished += some
+            yield from stage(plan, finished) if finished else []
+            if len(finished) < len(chunk):
                 return
-            for worker in workers:
-                chunk = worker.process(chunk)
-            yield from stage(plan, chunk)
 
 
 def run_videos(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Iterator[StagedPart]:
@@ -160,7 +174,7 @@ def run_videos(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Itera
         with _torn_down([describe]):
             for sample in samples:
                 for clip in perceive.clips(sample):
-                    yield from stage(plan, describe.process([clip]))
+                    yield from (_staged_clip(plan, done) for done in describe.process([clip]))
 
 
 @contextmanager
@@ -238,14 +252,15 @@ def _embedded_cpus(job: Job) -> int:
     return job.run.num_cpus or max(os.cpu_count() or 1, 6)
 
 
-def _images_on_ray(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[StagedPart]:
+def _images_on_ray(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[StagedPart | StagedPortion]:
     import ray
 
     sizes, job = pools(plan.job, ray.cluster_resources()), plan.job
     # A block is a task in every step: large enough to pay its scheduling, small enough that every model worker gets some soon.
     models = max(sizes["perceive"].max_workers or 1, sizes["describe"].max_workers or 1)
     rows = min(job.perceive.batch_size, math.ceil(len(samples) / (2 * models)))
-    dataset = ray.data.from_blocks([to_table(chunk) for chunk in chunks(samples, rows)])
+    together = weighed(in_portions(samples), rows, job.perceive.everything.max_regions)
+    dataset = ray.data.from_blocks(list(map(to_table, together)))
     for name, make in step_factories(plan, ledger).items():
         dataset = _with_step(dataset, name, (name, make, ledger, name == "describe"), sizes[name], job)
     dataset = dataset.repartition(target_num_rows_per_block=job.write.assets_per_part, strict=True)
@@ -381,5 +396,5 @@ def stage_table(plan: Plan, ledger: LedgerClient, table: pa.Table) -> pa.Table:
     staged = [pickle.dumps(part) for group in groups for part in stage(plan, group)]
     if samples:
         ledger.tell("end", "write", [sample.work_id for sample in samples], time.monotonic() - started, len(samples))
-        ledger.tell("count", {"write": len(samples)})
+        ledger.tell("count", {"write": sum(map(is_counted, samples))})
     return pa.table({"staged": pa.array(staged, pa.large_binary())})

@@ -17,6 +17,7 @@ from datagen.errors import DatagenError, DecodeError, EngineDiedError, ModelOutp
 from datagen.faults import fault_point
 from datagen.ids import work_id_of
 from datagen.ledger import LedgerClient
+from datagen.portions import is_counted
 from datagen.records import Clip, ResumePoint, Sample
 from datagen.write import Store, committed_clips
 
@@ -228,13 +229,13 @@ class Guarded:
 
     def _report(self, samples: list[Sample]) -> None:
         num_clips = sum(s.clip is not None for s in samples)
-        counts: Counter[str] = Counter({self._name: len(samples) - num_clips, "clips": num_clips})
+        counts: Counter[str] = Counter({self._name: sum(map(is_counted, samples)) - num_clips, "clips": num_clips})
         if self._name == "perceive":
             counts["regions_found"] = sum(len(s.regions) for s in samples)
         if self._name == "describe":
             counts["regions"] = sum(len(s.regions) for s in samples)
             counts["tracks"] = sum(len(s.tracks) for s in samples)
-            counts["failed"] = sum(s.failure is not None for s in samples)
+            counts["failed"] = sum(s.failure is not None and is_counted(s) for s in samples)
             for sample in samples:
                 counts.update(sample.usage)
         self._ledger.tell("count", dict(+counts))

@@ -48,8 +48,13 @@ def clip_id_of(asset_id: str, clip_index: int) -> str:
     return f"{asset_id}-{clip_index:05d}"
 
 
-def work_id_of(asset_id: str, clip_index: int | None) -> str:
-    """What crashes are counted against: an image, or one clip of a video. Never the same for two of them, whatever the ids look like."""
+def work_id_of(asset_id: str, clip_index: int | None, portion: int | None = None) -> str:
+    """What crashes are counted against: an image, a portion of one, or one clip of a video.
+
+    Never the same for two of them, whatever the ids look like.
+    """
+    if portion is not None:
+        return f"portion {portion} of {asset_id}"
     return f"image {asset_id}" if clip_index is None else f"clip {clip_index} of {asset_id}"
 
 

@@ -321,9 +321,8 @@ class Sample:
     index: position of the asset in this run's listing. pixels: (S, S, 3) uint8 RGB, the image resized for the model (S is the
     model's image size); width and height are those of the image itself. Each heavy array is dropped by the step that uses it.
     A sample with a `failure` passes through the remaining steps untouched. A video enters as one sample without `clip`, and `resume`
-    says where in it; what comes out of tracking is one sample per clip. num_frames: pictures in an image file of several (an animation, a
-    TIFF of pages), of which the first is used. left: the run ends before it was finished; no step looks at it,
-    and it leaves no row.
+    says where in it; tracking makes one per clip of it. num_frames: pictures in an image file of several, of which the first is used.
+    portion: (number, of how many), of an image with many prompts. left: the run ends before it was finished; it leaves no row.
     """
 
     index: int
@@ -344,6 +343,7 @@ class Sample:
     usage: dict[str, int] = field(default_factory=dict)
     failure: Failure | None = None
     left: bool = False
+    portion: tuple[int, int] | None = None
 
     def fail(self, code: str, message: str) -> None:
         """Turn this sample into a failed row and let go of its arrays."""
@@ -360,7 +360,7 @@ class Sample:
     @property
     def work_id(self) -> str:
         """See work_id_of."""
-        return work_id_of(self.asset.asset_id, None if self.clip is None else self.clip.clip_index)
+        return work_id_of(self.asset.asset_id, self.clip.clip_index if self.clip else None, self.portion and self.portion[0])
 
     @property
     def status(self) -> Literal["ok", "empty", "failed"]:

@@ -12,7 +12,7 @@ from datagen.check.prompts import prompt_problems
 from datagen.check.report import Problem
 from datagen.check.runs import RunFacts
 from datagen.check.values import flag_problems, is_share, value_problems
-from datagen.flags import MASK_SOURCES
+from datagen.flags import MASK_SOURCES, OF_THE_FILE
 from datagen.write.versions import region_id as id_of_region
 
 STATUSES = ("ok", "empty", "failed")
@@ -42,7 +42,7 @@ def asset_problems(row: Mapping[str, Any], part: str, runs: Mapping[str, RunFact
     of_clips = row["num_clips"], row["num_tracks"]
     if media_type == "image" and of_clips == (None, None):
         yield from outcome_problems(row, asset_id, "num_regions")
-        given, left_out = row.get("num_prompts"), sum(drop["count"] for drop in row["dropped"])
+        given, left_out = row.get("num_prompts"), sum(drop["count"] for drop in row["dropped"] if drop["reason"] not in OF_THE_FILE)
         if given is not None and row["status"] != "failed" and row["num_regions"] + left_out != given:
             message = f"num_prompts is {given}, but {row['num_regions']} regions are there and {left_out} were left out"
             yield "prompt_count", message, asset_id

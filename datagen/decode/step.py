@@ -9,6 +9,7 @@ from datagen.decode.copies import LocalCopies
 from datagen.decode.files import largest_image_bytes
 from datagen.errors import DecodeError, PromptError
 from datagen.job import DecodeOptions, S3Options
+from datagen.portions import is_counted
 from datagen.records import Asset, Sample
 from datagen.stated import check_stated_size
 
@@ -67,7 +68,7 @@ class DecodeStep:
             too_thin = min(sample.width, sample.height) < _MIN_SIDE_PX
             if outcome.decoded.num_frames > 1:
                 sample.num_frames = outcome.decoded.num_frames
-                sample.dropped[FURTHER_FRAMES] = sample.num_frames - 1
+                sample.dropped |= {FURTHER_FRAMES: sample.num_frames - 1} if is_counted(sample) else {}
             sample.pixels = None if too_thin and asset.prompts is None else outcome.decoded.pixels
             try:
                 check_stated_size(asset, sample.width, sample.height, is_turned=outcome.decoded.is_turned)

@@ -31,7 +31,7 @@ class FakePrompter:
     def _of_region(self, sample: Sample, index: int) -> RegionRequests:
         requests = {}
         for key in asked_keys(self._options):
-            name = request_id(sample, index, key)
+            name = request_id(sample, sample.regions[index], key)
             requests[key] = Request(name, self._embeds, sampling_for(self._options, key[0], name))
         return RegionRequests(index, requests, 0)
 

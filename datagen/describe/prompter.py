@@ -12,7 +12,7 @@ import numpy as np
 from datagen.describe import Request, Sampling
 from datagen.errors import JobError, ModelOutputError
 from datagen.job import DescribeOptions
-from datagen.records import Sample
+from datagen.records import Region, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ class PamPrompter:
 
         requests = {}
         for key, (before, after) in self._words.items():
-            name = request_id(sample, index, key)
+            name = request_id(sample, sample.regions[index], key)
             embeds = torch.cat([before, visual, after])
             self._check_length(key, len(embeds))
             requests[key] = Request(name, embeds, sampling_for(self._options, key[0], name))
@@ -85,9 +85,9 @@ class PamPrompter:
             )
 
 
-def request_id(sample: Sample, region: int, key: Key) -> str:
-    """Stable name of one request."""
-    return f"{sample.asset.asset_id}-{region:04d}-{key[0]}_{key[1]}"
+def request_id(sample: Sample, region: Region, key: Key) -> str:
+    """Stable name of one request: no other region of the image has it, in whichever portion."""
+    return f"{sample.asset.asset_id}-{region.region_index:04d}-{key[0]}_{key[1]}"
 
 
 def sampling_for(options: DescribeOptions, task: str, name: str) -> Sampling:

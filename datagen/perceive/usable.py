@@ -8,13 +8,11 @@ from dataclasses import dataclass, field, replace
 from datagen.errors import PromptError
 from datagen.perceive.prompts import check_positive, check_prompt
 from datagen.records import Failure, Prompt, Sample
+from datagen.refusals import unusable
 from datagen.stated import CROWD
 
 CLIPPED = "prompt_clipped"
 """Flag of a region whose box reached out of the image and was cut to it."""
-
-NONE_USABLE = "prompts_unusable"
-"""Code of an image whose prompts are all refused, for more than one reason; with one reason, its code is that reason's."""
 
 _CLIPPED_PX = 1.0  # annotation tools round outwards; less is not worth a mark
 
@@ -59,10 +57,7 @@ def refusal(sample: Sample, usable: Usable) -> Failure | None:
     refused.pop(CROWD, None)
     if usable.prompts or not refused:
         return None
-    counts = ", ".join(f"{count} {code}" for code, count in sorted(refused.items()))
-    code = next(iter(refused)) if len(refused) == 1 else NONE_USABLE
-    message = f"none of its {refused.total()} prompts can be used ({counts})"
-    return Failure(code, f"{message}; {usable.problem}" if usable.problem else message)
+    return unusable(refused, usable.problem)
 
 
 def count_refused(sample: Sample, usable: Usable) -> None:

@@ -7,6 +7,7 @@ from datagen.write.clips import FinishedVideo, VideoProgress, committed_clips, p
 from datagen.write.done import DoneSet, done_assets
 from datagen.write.layout import RunRecord, open_dataset, other_options, prepare_output, run_records, weight_hashes
 from datagen.write.parts import StagedClip, StagedPart, part_id_of, publish_part, stage_clip, stage_part, sweep
+from datagen.write.portions import StagedPortion, put_together, stage_portion
 from datagen.write.schema import arrow_schema, table_from_rows
 from datagen.write.store import Store, open_store
 
@@ -16,6 +17,7 @@ __all__ = [
     "RunRecord",
     "StagedClip",
     "StagedPart",
+    "StagedPortion",
     "Store",
     "VideoProgress",
     "arrow_schema",
@@ -28,10 +30,12 @@ __all__ = [
     "prepare_output",
     "publish_part",
     "publish_video_assets",
+    "put_together",
     "resume_videos",
     "run_records",
     "stage_clip",
     "stage_part",
+    "stage_portion",
     "sweep",
     "table_from_rows",
     "weight_hashes",

@@ -166,32 +166,49 @@ def _stage(
     options: WriteOptions,
     more: Mapping[str, Any],
 ) -> StagedPart:
-    """Write one file per table that has rows. All are made before the first is written, so that a row that does not fit leaves nothing."""
+    made = {table: table_from_rows(table, rows, version) for table, rows in tables.items() if rows}
+    return stage_tables(store, run_id, part_id, samples, made, options, more)
+
+
+def stage_tables(
+    store: Store,
+    run_id: str,
+    part_id: str,
+    samples: Sequence[Sample],
+    tables: Mapping[str, pa.Table],
+    options: WriteOptions,
+    more: Mapping[str, Any],
+) -> StagedPart:
+    """Write one file per table, the commit mark's last. All are made before the first is written.
+
+    more: what the staged part says beyond, or instead of, what the samples say.
+    """
     data: dict[str, pa.Buffer] = {}
     seals: dict[str, str] = {}
     for table, rows in tables.items():  # the commit mark last
-        if rows:
-            commits = dict(seals) if table in COMMITTED_BY.values() else None
-            data[table] = parquet_bytes(table_from_rows(table, rows, version), options, commits)
-            seals[table] = seal_of(data[table])
+        commits = dict(seals) if table in COMMITTED_BY.values() else None
+        data[table] = parquet_bytes(rows, options, commits)
+        seals[table] = seal_of(data[table])
     # Two attempts at the same part (Ray retries a task whose worker it gave up on) never share a file.
     attempt = uuid.uuid4().hex[:8]
     files = {table: f"{STAGING}/{run_id}/{table}-{part_id}-{attempt}.parquet" for table in data}
     for table, path in files.items():
         store.write(path, data[table])
+    said: dict[str, Any] = {
+        "statuses": dict(Counter(sample.status for sample in samples)),
+        "failures": dict(Counter(sample.failure.code for sample in samples if sample.failure)),
+        "dropped": _sum(sample.dropped for sample in samples),
+        "usage": _sum(sample.usage for sample in samples),
+        "failed": [_failed(sample.asset.asset_id, sample.failure) for sample in samples if sample.failure],
+    }
     return StagedPart(
         part_id=part_id,
         run_id=run_id,
         indices=[sample.index for sample in samples],
         num_bytes=sum(len(some) for some in data.values()),
-        statuses=dict(Counter(sample.status for sample in samples)),
-        failures=dict(Counter(sample.failure.code for sample in samples if sample.failure)),
-        dropped=_sum(sample.dropped for sample in samples),
-        usage=_sum(sample.usage for sample in samples),
         files=files,
         seal=seals[list(data)[-1]],
-        failed=[_failed(sample.asset.asset_id, sample.failure) for sample in samples if sample.failure],
-        **more,
+        **(said | dict(more)),
     )
 
 

@@ -29,10 +29,13 @@ PUBLIC = {
         ),
         *(
             "other_options",
+            "StagedPortion",
             "prepare_output",
             "publish_part",
+            "put_together",
             "run_records",
             "stage_part",
+            "stage_portion",
             "sweep",
             "table_from_rows",
             "weight_hashes",
