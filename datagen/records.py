@@ -54,6 +54,11 @@ class Prompt:
     index: int | None = None
 
     @property
+    def is_positive(self) -> bool:
+        """Whether it says where its object is, rather than only where it is not."""
+        return self.box is not None or self.mask is not None or 1 in self.labels
+
+    @property
     def type(self) -> str:
         """`box`, `points`, `mask` or a combination such as `box+points`."""
         kinds = (("box", self.box is not None), ("points", bool(self.points)), ("mask", self.mask is not None))

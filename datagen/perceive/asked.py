@@ -9,7 +9,7 @@ from datagen.errors import PromptError
 from datagen.ids import track_id_of
 from datagen.perceive.clips import ClipObject, Sighting
 from datagen.perceive.prompted_frames import TimedVideo, frame_numbers, name_of
-from datagen.perceive.prompts import check_prompt, has_positive, merge_prompts
+from datagen.perceive.prompts import check_prompt, merge_prompts
 from datagen.records import Asset, Handover, Prompt
 from datagen.spans import SpanPlan
 
@@ -67,7 +67,7 @@ def _without_beginning(item: AskedObject) -> list[PromptError]:
     """Take out the prompts that only say where the object is not before any has said where it is."""
     refused = []
     for frame in sorted(item.prompts):
-        if has_positive(item.prompts[frame]):
+        if item.prompts[frame].is_positive:
             break
         why = "says only where the object is not, and none before it says where it is; add a box, a mask or a point inside the object"
         refused += item.refuse(frame, "prompt_negative", why)
@@ -105,7 +105,7 @@ def clip_objects(
             prompt = item.prompts[frame]
             if frame not in positions:
                 refused += item.refuse(frame, "prompt_frame_missing", "asks about a frame that cannot be decoded")
-            elif item.track_id not in objects and not has_positive(prompt):
+            elif item.track_id not in objects and not prompt.is_positive:
                 why = "says only where the object is not, and the object is not followed to there; say where it is, after a shot cut anew"
                 refused += item.refuse(frame, "prompt_negative", why)
             else:
@@ -120,7 +120,7 @@ def clip_objects(
 
 def carried_on(carried: Prompt, own: Prompt | None) -> Prompt:
     """What asks for an object that goes on into a clip or segment, on its first frame. own: what the input says of it there."""
-    if own is None or has_positive(own):
+    if own is None or own.is_positive:
         return own or carried
     return merge_prompts(carried, own)
 

@@ -32,7 +32,7 @@ class PamPerceiveStep:
     """Samples with `pixels` become samples with `regions` and `tokens`. Implements `guard.Step`.
 
     Where memory is short, fewer images share a call of the encoder, or fewer prompts one of the decoder, for a while: see CallSize.
-    A prompt that makes no sense costs itself: it is counted in `dropped` under its code (`check_prompt`, `check_positive`).
+    A prompt that makes no sense costs itself: it is counted in `dropped` under its code (`check_prompt`).
     Failure codes: such a code, or `prompts_unusable`, when that leaves none of an image's prompts; `out_of_memory` (one image alone,
     one prompt per call, still does not fit), and `perceive` for anything else, with the exception's own words.
     """

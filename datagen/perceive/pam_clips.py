@@ -29,7 +29,6 @@ from datagen.perceive.asked import carried_on
 from datagen.perceive.clips import ClipFindings, ClipObject, ClipScene, NewTrackId, Sighting, handover_prompt
 from datagen.perceive.everything import Candidate, find_sized
 from datagen.perceive.memory import CallSize, CallTooLargeError, does_not_fit, free_cache, sized_by
-from datagen.perceive.prompts import has_positive
 from datagen.perceive.tracking import ClipTracking, follow, remember
 from datagen.records import Event, Frame, Handover, Prompt, Track, TrackFrame
 from datagen.spans import DecodedFrame
@@ -266,7 +265,7 @@ def _sighting(item: ClipObject, track: Track, kind: Literal["box", "mask", "box+
     What was asked there is asked again, so that the same is remembered of it.
     """
     seen = [frame for frame in track.frames if frame.mask is not None]
-    prompted = [frame for frame in seen if frame.frame_index in track.prompts and has_positive(track.prompts[frame.frame_index])]
+    prompted = [frame for frame in seen if frame.frame_index in track.prompts and track.prompts[frame.frame_index].is_positive]
     if not prompted and (not seen or (item.last is not None and item.last.seen is not None)):
         return item.last
     best = max(prompted or seen, key=lambda frame: mask_area(frame.mask) if frame.mask is not None else 0)

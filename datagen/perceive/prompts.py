@@ -65,21 +65,9 @@ def check_prompt(prompt: Prompt, width: int, height: int) -> Prompt:
     return replace(prompt, box=box, points=points)
 
 
-def check_positive(prompt: Prompt) -> None:
-    """Raise PromptError (`prompt_negative`) for clicks that only say where the object is not: nothing can be found from them alone."""
-    if prompt.type and not has_positive(prompt):
-        message = "all points are outside the object (label 0): give a box, a mask or a point inside it (label 1), too"
-        raise PromptError(message, code="prompt_negative")
-
-
 def given_mask(prompt: Prompt) -> RLE | None:
     """The mask that is the answer itself: that of a prompt that gives nothing else."""
     return prompt.mask if prompt.type == "mask" else None
-
-
-def has_positive(prompt: Prompt) -> bool:
-    """Whether a prompt says where its object is, rather than only where it is not."""
-    return prompt.box is not None or prompt.mask is not None or 1 in prompt.labels
 
 
 def merge_prompts(first: Prompt, second: Prompt) -> Prompt:

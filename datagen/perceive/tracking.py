@@ -19,7 +19,7 @@ from torch import Tensor
 from datagen.errors import PromptError
 from datagen.masks import decode_mask, mask_box
 from datagen.pam.tracker import FrameFeatures, FrameMemory, MemoryBank, ObjectMemory, StepOutput, Tracker, TrackPrompts
-from datagen.perceive.prompts import EncodedPrompt, encode_prompt, has_positive
+from datagen.perceive.prompts import EncodedPrompt, encode_prompt
 from datagen.perceive.regions import image_masks
 from datagen.records import Frame, Prompt, Track, TrackFrame, TrackTokens
 
@@ -180,7 +180,7 @@ class ClipTracking:
             raise PromptError(message, code="prompt_frame")
         size = self.tracker.front_end.image_size
         encoded = {index: encode_prompt(prompt, self.width, self.height, size) for index, prompt in prompts.items()}
-        if number not in self._memories and not has_positive(prompts[first := min(prompts)]):
+        if number not in self._memories and not prompts[first := min(prompts)].is_positive:
             message = f"the first prompt of an object, on frame {first} of the clip, says only where it is not; say where it is"
             raise PromptError(message, code="prompt_negative")
         return encoded
@@ -188,7 +188,7 @@ class ClipTracking:
     def _make_groups(self, objects_per_call: int) -> list[_Group]:
         alike: dict[tuple[Any, ...], list[int]] = {}
         for number, prompts in enumerate(self.objects):
-            asked = tuple(sorted(index for index, prompt in prompts.items() if has_positive(prompt)))
+            asked = tuple(sorted(index for index, prompt in prompts.items() if prompt.is_positive))
             clicks = tuple(sorted((index, len(prompt.points)) for index, prompt in prompts.items() if index not in asked))
             memory = self._memories.get(number)
             alike.setdefault((asked, clicks, -1 if memory is None else len(memory.recent)), []).append(number)

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from datagen.errors import PromptError
-from datagen.perceive.prompts import check_positive, check_prompt
+from datagen.perceive.prompts import check_prompt
 from datagen.records import Failure, Prompt, Sample
 from datagen.refusals import unusable
 from datagen.stated import CROWD
@@ -39,7 +39,6 @@ def usable_prompts(sample: Sample) -> Usable:
     for place, given in enumerate(sample.asset.prompts):
         index = place if given.index is None else given.index
         try:
-            check_positive(given)
             prompt = check_prompt(given, sample.width, sample.height)
         except PromptError as error:
             usable.refused[error.code] += 1

@@ -83,7 +83,8 @@ def parse_prompts(value: Any, media_type: str = "image") -> Given:
     A video's prompt may name its frame by `frame` (number in the video, from 0) or `time_s` (seconds after the first frame; neither
     means the first frame), and its object by `object_id` (prompts with the same one refine one object). `id` is the input's own name.
     Coordinates are kept as floats as they are; whether they lie in the picture is known once it is decoded.
-    Codes of what is dropped: `prompt_malformed`, `prompt_shares` (coordinates are no pixels), `prompt_too_large`.
+    Codes of what is dropped: `prompt_malformed`, `prompt_shares` (coordinates are no pixels), `prompt_too_large`, and of an image
+    `prompt_negative` (it says only where its object is not).
     Raises ValueError when it is no list.
     """
     if isinstance(value, str):
@@ -136,6 +137,9 @@ def parse_prompt(item: Any, media_type: str = "image") -> Prompt:
     )
     if not prompt.type:
         raise PromptRefusedError(f"it asks for nothing; allowed: {_ALLOWED}")
+    if media_type == "image" and not prompt.is_positive:  # in a video it may correct what another prompt found
+        message = "all points are outside the object (label 0): give a box, a mask or a point inside it (label 1), too"
+        raise PromptRefusedError(message, "prompt_negative")
     refuse_shares(prompt)
     return prompt
 

@@ -9,7 +9,7 @@ import pytest
 
 from datagen.errors import PromptError
 from datagen.masks import encode_mask
-from datagen.perceive.prompts import check_positive, check_prompt, encode_prompt, given_mask, prompt_group
+from datagen.perceive.prompts import check_prompt, encode_prompt, given_mask, prompt_group
 from datagen.records import RLE, Prompt
 
 WIDTH, HEIGHT = 200, 100
@@ -88,16 +88,11 @@ def test_points_less_than_a_pixel_outside_are_moved_onto_the_edge():
     assert used.points == [(0, 50), (WIDTH, HEIGHT)]
 
 
-def test_clicks_beside_the_object_alone_find_nothing():
-    with pytest.raises(PromptError, match="label 1") as refusal:
-        check_positive(Prompt(points=[(5, 5), (8, 8)], labels=[0, 0]))
-    assert refusal.value.code == "prompt_negative"
-    for whole in (
-        Prompt(points=[(5, 5), (8, 8)], labels=[0, 1]),
-        Prompt(points=[(5, 5)], labels=[0], box=(1, 1, 9, 9)),
-        Prompt(points=[(5, 5)], labels=[0], mask=disc()),
-    ):
-        check_positive(whole)
+def test_clicks_beside_the_object_alone_say_nothing_of_it():
+    assert not Prompt(points=[(5, 5), (8, 8)], labels=[0, 0]).is_positive
+    assert Prompt(points=[(5, 5), (8, 8)], labels=[0, 1]).is_positive
+    assert Prompt(points=[(5, 5)], labels=[0], box=(1, 1, 9, 9)).is_positive
+    assert Prompt(points=[(5, 5)], labels=[0], mask=disc()).is_positive
 
 
 def test_a_mask_comes_with_its_box():

@@ -110,6 +110,19 @@ def test_a_bad_prompt_costs_itself_and_keeps_its_place(tmp_path, kind):
     assert asset.prompts is None
 
 
+def test_clicks_beside_the_object_alone_are_refused_in_images(tmp_path):
+    click, inside = {"points": [[9, 9]], "labels": [0]}, {"points": [[9, 9], [5, 5]], "labels": [0, 1]}
+    (asset,) = listed(write(tmp_path, "jsonl", [{"uri": "a.jpg", "prompts": [click, inside, {"box": BOXES[0], **click}]}]))
+    assert [prompt.index for prompt in asset.prompts] == [1, 2]
+    assert asset.dropped == {"prompt_negative": 1}
+    (asset,) = listed(write(tmp_path, "jsonl", [{"uri": "a.jpg", "prompts": [click]}]))
+    assert "a point inside it (label 1)" in asset.failure.message
+    (video,) = listed(
+        write(tmp_path, "jsonl", [{"uri": "a.mp4", "prompts": [{"box": BOXES[0], "object_id": 0}, {**click, "object_id": 0}]}])
+    )
+    assert len(video.prompts) == 2
+
+
 def test_a_list_with_a_bad_prompt(tmp_path):
     good = {"box": BOXES[0], "id": "x-1"}
     (asset,) = listed(write(tmp_path, "jsonl", [{"uri": "a.jpg", "prompts": [{"box": "?"}, good, {"points": [[0.5, 0.5]]}]}]))
