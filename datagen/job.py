@@ -95,7 +95,7 @@ class SourceOptions(Options):
         "where this is `video`, and else a picture, its first",
     )
     coco_prompt: Literal["box", "mask"] = Field("box", description="which part of a COCO annotation becomes the prompt")
-    reprocess_changed: bool = Field(False, description="count a file whose size or time changed as a new asset")
+    reprocess_changed: bool = Field(False, description="count a file whose size or time changed, or whose prompts did, as a new asset")
 
 
 class DecodeOptions(Options):

@@ -39,6 +39,10 @@ class Committer:
         if kind != "new":
             self._kinds[index] = kind
 
+    def note_changed_prompts(self) -> None:
+        """A video goes on with other prompts than its committed clips had."""
+        self._summary.changed_prompts += 1
+
     @held_back()
     def images(self, part: StagedPart) -> None:
         """Commit a part of images."""

@@ -153,6 +153,9 @@ def print_run(console: Console, summary: RunSummary) -> None:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     counts = ", ".join(f"{summary.statuses[s]} {s}" for s in ("ok", "empty", "failed") if summary.statuses[s])
     table.add_row("assets", counts or "none finished")
+    for name, count in (("changed prompts", summary.changed_prompts), ("redone", summary.redone), ("same names", summary.same_names)):
+        if count:
+            table.add_row(name, str(count))
     if summary.done_before:
         left = f"; {summary.failed_before} failed and are left alone" if summary.failed_before else ""
         table.add_row("before", f"{summary.done_before} done by earlier runs{left}")
@@ -242,6 +245,9 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for key in ("input", "output", "listed", "done", "left", "parts"):
         table.add_row(key, shown(plan[key]))
+    for key in ("changed_prompts", "redone", "same_names"):
+        if plan[key]:
+            table.add_row(key.replace("_", " "), str(plan[key]))
     if plan["skipped"]:
         table.add_row("skipped", shown(_counts(plan["skipped"])))
     for step, pool in plan["workers"].items():

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from datagen import graph
@@ -25,8 +25,8 @@ from datagen.machine import settle
 from datagen.paths import settle_environment
 from datagen.records import Asset, Sample
 from datagen.room import pools
+from datagen.run.changes import todo_of, what_changed
 from datagen.run.commit import Committer, Kind
-from datagen.run.distinct import Distinct
 from datagen.run.heartbeat import beating
 from datagen.run.reporting import Screen, logged, no_screen
 from datagen.run.stopping import Stop
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
 FAKE_IMAGE_SIZE = 64
 LOGGED_FILES = 100
-LOOKED_UP_AT_ONCE = 256
 
 
 def run_job(job: Job, *, limit: int | None = None, screen: Screen = no_screen, assets: Sequence[Asset] | None = None) -> RunSummary:
@@ -89,11 +88,12 @@ def _run(job: Job, stop: Stop, limit: int | None, screen: Screen, assets: Sequen
     with store.lease({"run_id": record.run_id, "job": job.name, "input": source_input}):
         prepare_output(store, job)
         with beating(store, record, summary), _taken_up(store, job, record, summary) as (retries, videos, removed, marks):
-            todo = _todo(source, retries.done, summary, limit)
+            todo = todo_of(source, retries.done, summary, limit, reprocess=job.source.reprocess_changed)
             summary.warnings = _continued(store, job)
             first = next(todo, None)
             summary.skipped = source.skipped
             if first is None:
+                summary.warnings += what_changed(store, summary, job.source.reprocess_changed)
                 return summary
             with logged(store, record.run_id, screen) as progress:
                 _log_start(job, removed)
@@ -105,6 +105,7 @@ def _run(job: Job, stop: Stop, limit: int | None, screen: Screen, assets: Sequen
                 landmarks = Landmarks.of(job, store, record.run_id) if job.run.executor == "ray" else Landmarks()
                 plan = graph.Plan(job, output, record.run_id, image_size, landmarks)
                 stream(Running(plan, store, committer, summary, record, stop, marks), samples, progress)
+                summary.warnings += what_changed(store, summary, job.source.reprocess_changed)
     return summary
 
 
@@ -168,8 +169,9 @@ def plan_job(job: Job, see: Callable[[Asset], None] = lambda asset: None, *, clu
     source = open_source(job.source, job.s3)
     done = done_assets(store)
     again = to_retry(store, done, job.run.retry_failed)
-    for _, asset in _todo(source, done.without(again), summary, None):
+    for _, asset in todo_of(source, done.without(again), summary, None, reprocess=job.source.reprocess_changed):
         see(asset)
+    changed = what_changed(store, summary, job.source.reprocess_changed)
     resources = cluster.resources() if cluster else graph.resources(job)
     workers = fitted or pools(job, resources)
     return {
@@ -179,11 +181,14 @@ def plan_job(job: Job, see: Callable[[Asset], None] = lambda asset: None, *, clu
         "done": summary.done_before,
         "left": summary.todo,
         "skipped": dict(source.skipped),
+        "changed_prompts": summary.changed_prompts,
+        "redone": summary.redone,
+        "same_names": summary.same_names,
         "parts": math.ceil(summary.todo / job.write.assets_per_part),
         "gpus": job.run.budget.gpus or resources.get("GPU", 0.0),
         "workers": {step: pool.model_dump() for step, pool in workers.items()},
         "cluster": cluster.summary() if cluster else None,
-        "warnings": _continued(store, job),
+        "warnings": [*_continued(store, job), *changed],
     }
 
 
@@ -227,30 +232,6 @@ def _note_model(record: RunRecord, job: Job, model: ModelFiles | None) -> int:
     return int(model_config(model.sam2_config)["image_size"])
 
 
-def _todo(source: Any, done: DoneSet, summary: RunSummary, limit: int | None) -> Iterator[tuple[int, Asset]]:
-    """(index, asset) of what is listed and not yet done. An asset listed twice counts once."""
-    assets = Distinct(source)
-    for asset, is_done in _looked_up(assets, done):
-        summary.repeated = assets.repeated
-        summary.listed += 1
-        if is_done:
-            summary.done_before += 1
-            continue
-        if limit is not None and summary.todo >= limit:
-            break
-        summary.todo += 1
-        yield summary.todo - 1, asset
-    summary.repeated = assets.repeated
-    summary.all_listed = True
-
-
-def _looked_up(source: Iterable[Asset], done: DoneSet) -> Iterator[tuple[Asset, bool]]:
-    """Each asset, and whether it is done. Some at a time: to look up one alone costs fifteen times as much, half a minute for a million."""
-    assets = iter(source)
-    while some := list(islice(assets, LOOKED_UP_AT_ONCE)):
-        yield from zip(some, done.contains([asset.asset_id for asset in some]).tolist(), strict=True)
-
-
 @dataclass(frozen=True)
 class _Kinds:
     """What an asset is for this run. again: failed before, with the retries so far. uris: those of earlier rows, where files may change."""
@@ -269,6 +250,8 @@ def _expected(todo: Iterable[tuple[int, Asset]], committer: Committer, videos: V
     for index, asset in todo:
         committer.expect(index, kind_of(asset))
         asset.retries = kind_of.again.get(asset.asset_id, -1) + 1
+        if videos.asked(asset.asset_id) not in (None, asset.prompts_hash):
+            committer.note_changed_prompts()
         yield Sample(index, asset, resume=videos.resume_point(asset.asset_id) if asset.media_type == "video" else None)
 
 

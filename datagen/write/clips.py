@@ -87,6 +87,11 @@ class VideoProgress:
         last = _read_clip(self._store, clip_part_id(asset_id, totals.num_clips - 1))
         return ResumePoint(totals.num_clips, totals.end_s, totals.next_track, last.handovers, totals.shot_start_s)
 
+    def asked(self, asset_id: str) -> str | None:
+        """The hash of the prompts that the committed clips of an unfinished video were made with; None where they do not say."""
+        video = self._videos.get(asset_id)
+        return None if video is None else video.totals.prompts_hash
+
     def is_committed(self, asset_id: str, clip_index: int) -> bool:
         """Whether a clip is published, by this run or an earlier one, its video finished or not."""
         return is_committed(self._store, "clips", clip_part_id(asset_id, clip_index))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, tee
+from itertools import islice, repeat, tee
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +25,14 @@ def id_keys(ids: Iterable[str]) -> np.ndarray:
     return np.frombuffer(digests, dtype=">u8").reshape(-1, 2).astype(np.uint64)
 
 
-class DoneSet:
-    """Membership of asset ids (or of other names), at 16 bytes per id.
+# Instead of 64 bits of a hash: there were no prompts, or the row does not say (tables of schema v1).
+NO_PROMPTS, NOT_SAID = 0, 2**64 - 1
 
+
+class DoneSet:
+    """Membership of asset ids (or of other names), at 16 bytes per id, and 8 more for what they were asked.
+
+    prompts: for each key the hash of the prompts that its row was made with (prompts_code); left out: not said.
     statuses counts the rows by status, num_parts the parts with rows; failed_parts names those of failed assets alone, empty_parts those
     without rows, which commit nothing.
     """
@@ -39,10 +44,12 @@ class DoneSet:
         num_parts: int = 0,
         failed_parts: Sequence[str] = (),
         empty_parts: Sequence[str] = (),
+        prompts: np.ndarray | None = None,
     ) -> None:
         order = np.lexsort((keys[:, 1], keys[:, 0]))
         self._high = np.ascontiguousarray(keys[order, 0])
         self._low = np.ascontiguousarray(keys[order, 1])
+        self._prompts = None if prompts is None else np.ascontiguousarray(prompts[order])
         self.statuses: Counter[str] = statuses or Counter()
         self.num_parts = num_parts
         self.failed_parts = failed_parts
@@ -63,21 +70,41 @@ class DoneSet:
         """(n,) bool: which of these are done."""
         return self._contains(id_keys(asset_ids))
 
+    def asked(self, asset_ids: Sequence[str]) -> np.ndarray:
+        """(n,) uint64: what each of these, which are done, was asked (prompts_code)."""
+        codes = np.full(len(asset_ids), NOT_SAID, dtype=np.uint64)
+        if self._prompts is not None:
+            places = self._places(id_keys(asset_ids))
+            codes[places >= 0] = self._prompts[places[places >= 0]]
+        return codes
+
     def without(self, asset_ids: Iterable[str]) -> DoneSet:
         """The same set but for these ids; the counts stay."""
         keys = np.stack([self._high, self._low], axis=1)
-        kept = keys[~DoneSet.of(asset_ids)._contains(keys)]
-        return DoneSet(kept, self.statuses, self.num_parts, self.failed_parts, self.empty_parts)
+        is_kept = ~DoneSet.of(asset_ids)._contains(keys)
+        prompts = None if self._prompts is None else self._prompts[is_kept]
+        return DoneSet(keys[is_kept], self.statuses, self.num_parts, self.failed_parts, self.empty_parts, prompts)
 
     def _contains(self, wanted: np.ndarray) -> np.ndarray:
+        return self._places(wanted) >= 0
+
+    def _places(self, wanted: np.ndarray) -> np.ndarray:
+        """(n,) where each key stands; -1 where it does not."""
         first = np.searchsorted(self._high, wanted[:, 0], side="left")
         last = np.searchsorted(self._high, wanted[:, 0], side="right")
-        found = np.zeros(len(wanted), dtype=bool)
+        places = np.full(len(wanted), -1, dtype=np.int64)
         hits = np.flatnonzero(last > first)
-        found[hits] = self._low[first[hits]] == wanted[hits, 1]
+        is_same = self._low[first[hits]] == wanted[hits, 1]
+        places[hits[is_same]] = first[hits[is_same]]
         for i in np.flatnonzero(last - first > 1):  # equal high halves: about never
-            found[i] = bool(np.any(self._low[first[i] : last[i]] == wanted[i, 1]))
-        return found
+            same = np.flatnonzero(self._low[first[i] : last[i]] == wanted[i, 1])
+            places[i] = first[i] + same[0] if len(same) else -1
+        return places
+
+
+def prompts_code(prompts_hash: str | None) -> int:
+    """What `prompts_hash`, 16 hex digits, is in memory; NO_PROMPTS where there is none."""
+    return NO_PROMPTS if prompts_hash is None else int(prompts_hash, 16)
 
 
 def done_assets(store: Store, see: Callable[[str, str | None], None] = lambda part, seal: None) -> DoneSet:
@@ -86,10 +113,14 @@ def done_assets(store: Store, see: Callable[[str, str | None], None] = lambda pa
     see: is called with the name and the content hash of each part that has rows, None for one that was written without.
     """
     keys, statuses, num_parts = [np.empty((0, 2), dtype=np.uint64)], Counter[str](), 0
+    prompts = [np.empty(0, dtype=np.uint64)]
     failed_parts: list[str] = []
     empty_parts: list[str] = []
     names, again = tee(part_ids(store, "assets"))
-    for part, table in zip(names, read_parts(store, "assets", again, ["asset_id", "status"]), strict=True):
+    for part, table in zip(names, read_parts(store, "assets", again, ["asset_id", "status", "prompts_hash"]), strict=True):
+        is_said = "prompts_hash" in table.column_names
+        codes = map(prompts_code, table["prompts_hash"].to_pylist()) if is_said else repeat(NOT_SAID, table.num_rows)
+        prompts.append(np.fromiter(codes, dtype=np.uint64, count=table.num_rows))
         keys.append(id_keys(table["asset_id"].to_pylist()))
         found = Counter(table["status"].to_pylist())
         statuses += found
@@ -100,7 +131,7 @@ def done_assets(store: Store, see: Callable[[str, str | None], None] = lambda pa
             empty_parts.append(part)
         elif found.keys() == {"failed"}:
             failed_parts.append(part)
-    return DoneSet(np.concatenate(keys), statuses, num_parts, failed_parts, empty_parts)
+    return DoneSet(np.concatenate(keys), statuses, num_parts, failed_parts, empty_parts, np.concatenate(prompts))
 
 
 def known_uris(store: Store) -> DoneSet:

@@ -115,6 +115,12 @@ class VideoTotals:
         self._last = {name: clip[name] for name in ("asset_id", "end_s", "run_id", "finished_at")}
 
     @property
+    def prompts_hash(self) -> str | None:
+        """Of the prompts that the clips so far were made with."""
+        found: str | None = self._columns["prompts_hash"]
+        return found
+
+    @property
     def end_s(self) -> float:
         """Where the last clip so far ends, seconds; 0 before the first."""
         return float(self._last.get("end_s", 0.0))
