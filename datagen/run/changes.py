@@ -84,9 +84,9 @@ def what_changed(store: Store, summary: RunSummary, reprocess: bool) -> list[str
     if summary.same_names:
         count = len(summary.new_names)
         said.append(
-            f"nothing of this input is done, but {summary.same_names} of its first {count} files have the name of one that is in the table from "
-            "another place. Ids are made from places, so moved files are done again, beside the old rows; a manifest that gives the old "
-            "asset_id keeps them"
+            f"nothing of this input is done, but {summary.same_names} of its first {count} files have the name of one that is in the table "
+            "from another place. Ids are made from places, so moved files are done again, beside the old rows; a manifest that gives "
+            "the old asset_id keeps them"
         )
     return said
 
