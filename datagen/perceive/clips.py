@@ -20,8 +20,8 @@ NewTrackId = Callable[[], str]
 class Sighting:
     """An object before the clip. prompt: shows it in the frame that appears at seen_s, seconds from the video's start.
 
-    seen: that frame's pixels, (S, S, 3) uint8, of an object that is to be looked for; None where the clip has its own prompts. unseen: of
-    the latest frames without it, in order.
+    seen: that frame's pixels, (S, S, 3) uint8; None where they are not needed or there no more. unseen: of the latest frames without it, in
+    order; none when it was in sight until the clip before ended.
     """
 
     prompt: Prompt
@@ -35,7 +35,8 @@ class ClipObject:
     """One object to follow. prompts: position among the clip's sampled frames -> prompt. object_id: the input's own number of it, if any.
 
     is_asked: whether the input's prompts ask for it; such an object is looked for as long as its shot goes on. last: where it was seen
-    before the clip; one with pixels was out of sight when the clip before ended, and is looked for from the first frame on.
+    before the clip. With pixels, and without a prompt for the first frame, it is looked for from there on; a prompt that was handed over
+    for that frame is asked only where the object is still to be seen.
     """
 
     track_id: str

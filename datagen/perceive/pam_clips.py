@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from datagen.errors import ClusterError, MemoryShortError
 from datagen.events import Note, log_event
 from datagen.job import PerceiveOptions
-from datagen.masks import box_iou, mask_area, mask_iou
+from datagen.masks import box_iou, mask_area, mask_iou, rle_box
 from datagen.pam.tracker import FrameMemory, ObjectMemory, Tracker
 from datagen.perceive.asked import carried_on
 from datagen.perceive.clips import ClipFindings, ClipObject, ClipScene, NewTrackId, Sighting, handover_prompt
@@ -95,6 +95,7 @@ class PamClipPerceiver:
             objects += [ClipObject(new_track_id(), {position: prompt}) for prompt in prompts]
             frames = chain(head, frames)
         remembered = self._remembered(objects, scene)
+        objects, frames = self._still_there(scene, frames, objects, remembered)
         paths = {item.track_id: _Path(memory=remembered.get(item.track_id)) for item in objects}
         self._follow_all(scene, frames, objects, paths)
         for number, item in enumerate(objects):
@@ -102,7 +103,7 @@ class PamClipPerceiver:
         return found
 
     def _remembered(self, objects: Sequence[ClipObject], scene: ClipScene) -> dict[str, ObjectMemory]:
-        """What is remembered, by track, of the objects that were out of sight when the clip before ended."""
+        """What is remembered, by track, of the objects of the clip before."""
         lost = {item.track_id: item.last for item in objects if item.last is not None and item.last.seen is not None}
         wanted: dict[int, NDArray[np.uint8]] = {}  # objects share frames, and each is encoded once
         for last in lost.values():
@@ -119,6 +120,45 @@ class PamClipPerceiver:
             track_id: ObjectMemory(frames[track_id][id(last.seen)], tuple(frames[track_id][id(pixels)] for pixels in last.unseen))
             for track_id, last in lost.items()
         }
+
+    def _still_there(
+        self, scene: ClipScene, frames: Iterator[DecodedFrame], objects: Sequence[ClipObject], remembered: dict[str, ObjectMemory]
+    ) -> tuple[list[ClipObject], Iterator[DecodedFrame]]:
+        """Of the objects handed over in sight, those that have gone are looked for: their box would find something else there.
+
+        Gone is what memory does not find on the first frame, and of which the answer to its prompt does not even touch the box that it was
+        seen in. The others are asked for as they were handed over, and no longer `remembered`.
+        """
+        handed = [item for item in objects if item.track_id in remembered and 0 in item.prompts]
+        head: list[Frame] = []
+        if handed:
+            first = next(frames)
+            head, frames = [Frame(0, first.timestamp_s, first.pixels)], chain([first], frames)
+        doubtful = [item for item in handed if item.prompts[0].source == "handover"]
+        found = self._on_first(scene, head, [{} for _ in doubtful], {n: remembered[item.track_id] for n, item in enumerate(doubtful)})
+        doubtful = [item for item, seen in zip(doubtful, found, strict=True) if seen.mask is None]
+        found = self._on_first(scene, head, [{0: item.prompts[0]} for item in doubtful], {})
+        # A mask alone is its own answer, and says nothing of this frame.
+        gone = {
+            item.track_id
+            for item, seen in zip(doubtful, found, strict=True)
+            if item.prompts[0].type == "mask" or not _touches(seen, item.last)
+        }
+        for item in handed:
+            if item.track_id not in gone:
+                del remembered[item.track_id]
+        return [_without_handover(item) if item.track_id in gone else item for item in objects], frames
+
+    def _on_first(
+        self, scene: ClipScene, head: Sequence[Frame], prompts: Sequence[Mapping[int, Prompt]], memories: Mapping[int, ObjectMemory]
+    ) -> list[TrackFrame]:
+        """Objects on the clip's first frame alone."""
+        if not prompts:
+            return []
+        limit, size = self._objects.value, (scene.width, scene.height)
+        with sized_by(self._objects.option, len(prompts)):
+            tracking = ClipTracking(self._tracker, prompts, len(scene.sampled), *size, objects_per_call=limit, memories=memories)
+            return sorted(tracking.push(head[0]), key=lambda seen: seen.object_index)
 
     def _find(self, scene: ClipScene, head: Sequence[DecodedFrame], objects: Sequence[ClipObject]) -> tuple[list[Prompt], Counter[str]]:
         """Prompts for everything in the last frame of `head` that none of the `objects` covers there."""
@@ -257,6 +297,21 @@ def _asked(
         if prompts or paths[item.track_id].memory is not None:
             asked.append(replace(item, prompts=prompts))
     return asked
+
+
+def _touches(seen: TrackFrame, last: Sighting | None) -> bool:
+    """Whether an object is seen, and within the box that it was in before."""
+    if seen.box_xyxy is None or last is None:
+        return False
+    before = last.prompt.box or (rle_box(last.prompt.mask) if last.prompt.mask is not None else None)
+    return before is None or bool(box_iou([seen.box_xyxy, before])[0, 1] > 0)
+
+
+def _without_handover(item: ClipObject) -> ClipObject:
+    """An object without what the clip before asks for it on the first frame; what the input says of it there stays."""
+    prompt = replace(item.prompts[0], box=None, mask=None, source="manifest")
+    own = {0: prompt} if prompt.type else {}
+    return replace(item, prompts={**{at: other for at, other in item.prompts.items() if at}, **own})
 
 
 def _sighting(item: ClipObject, track: Track, kind: Literal["box", "mask", "box+mask"]) -> Sighting | None:

@@ -262,9 +262,11 @@ class _Walk:
         return found
 
     def _sightings(self, handovers: Sequence[Handover]) -> tuple[dict[str, Sighting], set[str]]:
-        """Where the objects of the clip before were seen, of those out of sight with pixels; and those of which a frame is gone."""
+        """Where the objects of the clip before were seen, of those asked for with pixels; and those of which these are gone."""
+        asked = {item.track_id for item in self.asked}
+        times = {item.track_id: [item.seen_s, *item.unseen_s] for item in handovers if item.seen_s is not None and item.track_id in asked}
         pictures = {}
-        for seconds in sorted({time_s for item in handovers if item.lost for time_s in (item.seen_s or 0.0, *item.unseen_s)}):
+        for seconds in sorted({second for some in times.values() for second in some}):
             frames = list(self.video.frames(ClipSpan(0, seconds, seconds + _MOMENT_S)))
             if frames:
                 pictures[seconds] = frames[0].pixels
@@ -272,12 +274,13 @@ class _Walk:
         for item in handovers:
             if item.seen_s is None:
                 continue
-            times = [item.seen_s, *item.unseen_s] if item.lost else []
-            if not pictures.keys() >= set(times):
+            shown = [pictures[second] for second in times.get(item.track_id, ()) if second in pictures]
+            if len(shown) == 1 + len(item.unseen_s):
+                sightings[item.track_id] = Sighting(item.prompt, item.seen_s, shown[0], shown[1:])
+            elif item.lost:
                 vanished.add(item.track_id)
             else:
-                shown = [pictures[seconds] for seconds in times]
-                sightings[item.track_id] = Sighting(item.prompt, item.seen_s, shown[0] if shown else None, shown[1:])
+                sightings[item.track_id] = Sighting(item.prompt, item.seen_s)
         return sightings, vanished
 
     def _clip(self, span: ClipSpan, num_frames: int = 0, truncated: bool = False) -> Clip:

@@ -97,6 +97,38 @@ def test_an_object_that_is_asked_for_is_looked_for_until_it_returns(clips: Clips
     assert absent == ([1, 2] if max_clip_s == 0.5 else [])
 
 
+@pytest.mark.parametrize("handover", ["box", "mask", "box+mask"])
+def test_an_object_that_goes_right_between_two_clips_is_looked_for(clips: Clips, monkeypatch: pytest.MonkeyPatch, handover: str) -> None:
+    monkeypatch.setattr(Blind, "hidden", (4, 5, 6))
+    click = Prompt(points=[(5.0, 140.0)], labels=[0], frame_index=4, object_id=7)
+    done = clips([A, click], make=Blind, track={"handover": handover})
+    assert seen(done) == {frame: frame not in Blind.hidden for frame in range(NUM_FRAMES)}
+    # What the clip before asked for is not asked; the click is, on the frame where it was made.
+    assert [sorted(track.prompts) for track in done[1].tracks] == [[4]]
+    assert done[1].tracks[0].prompts[4].type == "points"
+    assert (done[1].clip.handovers[0].seen_s, done[1].clip.handovers[0].unseen_s) == (1.75, [])
+
+
+class Misled(PamClipPerceiver):
+    """Whose memory finds nothing on a clip's first frame, and whose prompts find something, in a box."""
+
+    box: tuple[float, float, float, float]
+
+    def _on_first(self, scene, head, prompts, memories):
+        found = super()._on_first(scene, head, prompts, memories)
+        for item in found:
+            item.mask, item.box_xyxy = (None, None) if memories else (item.mask, self.box)
+        return found
+
+
+@pytest.mark.parametrize(("box", "asked"), [((190.0, 140.0, 200.0, 150.0), []), ((0.0, 0.0, 200.0, 150.0), [4])])
+def test_a_box_that_finds_something_elsewhere_is_not_asked(clips: Clips, monkeypatch: pytest.MonkeyPatch, box, asked) -> None:
+    monkeypatch.setattr(Misled, "box", box, raising=False)
+    done = clips([A], make=Misled, take=2)
+    assert done[0].tracks[0].frames[-1].box_xyxy[2] < 190
+    assert [sorted(track.prompts) for track in done[1].tracks] == [asked]
+
+
 def test_an_object_out_of_sight_is_handed_over_with_what_showed_it(clips: Clips) -> None:
     done = clips([A], make=Blind, decode={"max_clip_s": 0.75})
     first, second, third, _ = (sample.clip.handovers for sample in done)
