@@ -79,7 +79,7 @@ def what_changed(store: Store, summary: RunSummary, reprocess: bool) -> list[str
             f"{summary.redone} assets were done while source.reprocess_changed was off, when ids told no version of a file, so all of them "
             "are done again, beside the old rows. Leave the option as it was to do only what is new"
         )
-    if not summary.done_before and summary.new_names:
+    if summary.new_names and not (summary.done_before or summary.changed_prompts or summary.redone):
         summary.same_names = _num_known(store, summary.new_names, summary)
     if summary.same_names:
         count = len(summary.new_names)

@@ -97,6 +97,8 @@ def _run(job: Job, stop: Stop, limit: int | None, screen: Screen, assets: Sequen
                 return summary
             with logged(store, record.run_id, screen) as progress:
                 _log_start(job, removed)
+                if summary.redone:  # of the first ones that were looked up; the plan counts all
+                    log_event("redone", "what was done while source.reprocess_changed was off is done again", level=logging.WARNING)
                 image_size = _note_model(record, job, model)
                 record.write(store, status="running")
                 committer = Committer(store, videos, job.write, summary, marks)

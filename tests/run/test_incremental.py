@@ -117,10 +117,10 @@ def test_what_is_not_listed_or_beyond_the_limit_keeps_its_row(photos: Path, outp
     assert all(
         {k: v for k, v in after[n].items() if k not in changed} == {k: v for k, v in before[n].items() if k not in changed} for n in "xz"
     )
-    empty = photos.parent / "nothing listed"
-    empty.mkdir()
-    assert run_job(job_of(empty, output, retry_failed=5)).todo == 0
-    assert rows(output) == after | {name: rows(output)[name] for name in "xyz"}
+    other = photos.parent / "other"
+    photo(other / "other.png")
+    assert run_job(job_of(other, output, retry_failed=5)).diff == {"new": 1}
+    assert rows(output) == after | {name: rows(output)[name] for name in ("x", "y", "z", "other")}
 
 
 @pytest.mark.parametrize("output", ["local"], indirect=True)
@@ -259,10 +259,12 @@ def test_a_failed_video_goes_on_at_the_clip_that_failed(run_once: Path, films: P
 
 def test_a_video_that_is_not_listed_keeps_its_row_and_its_clips(films: Path, tmp_path: Path) -> None:
     before, clips = rows(str(films)), clip_rows(films)
-    (tmp_path / "nothing").mkdir()
-    assert run_job(films_job(tmp_path / "nothing", films, retry_failed=3)).todo == 0
+    photo(tmp_path / "other" / "other.png")
+    assert run_job(films_job(tmp_path / "other", films, retry_failed=3)).diff == {"new": 1}
     assert clip_rows(films) == clips
-    assert without_part(rows(str(films))) == without_part(before)
+    after = rows(str(films))
+    del after["other"]
+    assert without_part(after) == without_part(before)
 
 
 def test_a_run_that_is_killed_while_it_tries_a_video_again_loses_nothing(run_once: Path, films: Path, tmp_path: Path) -> None:
