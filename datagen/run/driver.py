@@ -5,6 +5,7 @@ Only this process publishes parts (commit.py); workers stage them.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
