@@ -30,6 +30,7 @@ EVENT_FLAGS = {"history_cut": "the caption before was shortened to fit the conte
 
 CLIP_FLAGS = {
     "clock_restart": "the file's clock begins anew in it",
+    "other_video_unread": "its file has further video streams, which are not read",
     "second_movie_unread": "another movie follows in its file, which is not read",
     "shot_end": "the shot changes where it ends, and no object goes on",
 }

@@ -149,8 +149,10 @@ def _matroska_is_cut(head: bytes, size: int) -> bool:
     if not after_length or head[start : start + 4] != _SEGMENT:
         return False
     length, after_length = _vint(head, start + 4)
+    if not after_length:
+        return False
     unknown = length == (1 << (7 * (after_length - start - 4))) - 1
-    return bool(after_length) and not unknown and after_length + length > size
+    return not unknown and after_length + length > size
 
 
 def _vint(data: bytes, position: int) -> tuple[int, int]:

@@ -16,6 +16,9 @@ from datagen.decode.timetable import TOLERANCE_S, Timetable
 from datagen.job import DecodeOptions
 from datagen.spans import DecodedFrame, SpanPlan, VideoInfo
 
+# The last frame of a span is on the screen for at least this long, so that a video of less than a millisecond has a sampled one.
+_SHORTEST_S = 2.5 * TOLERANCE_S
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -41,6 +44,7 @@ class Footage(ABC):
         self.num_corrupt = 0
         self.num_missing = 0
         self.flags_at_end: list[str] = []
+        self._small: tuple[int, int] | None = None
 
     def __enter__(self) -> Footage:
         return self
@@ -66,7 +70,7 @@ class Footage(ABC):
 
     @abstractmethod
     def small(self, shown: Shown, width: int) -> np.ndarray:
-        """The frame about `width` px wide, not turned, (H, W, 3) uint8 BGR: enough to see a shot change."""
+        """The frame about `width` px wide, not turned, (H, W, 3) uint8 BGR, all of one size: enough to see a shot change."""
 
     def frame(self, shown: Shown, image_size: int) -> DecodedFrame:
         """The frame resized to (image_size, image_size), bicubic: the model's preprocessing, as for images."""
@@ -98,7 +102,7 @@ class Footage(ABC):
             # Counted only now: what comes after a frame that was given is counted with the next one, also by a second try.
             self.num_missing += shown.frame_index - next_index
             previous, next_index = shown, shown.frame_index + 1
-        if previous is not None and self._is_taken(previous, until_s, start_s, wanted):
+        if previous is not None and self._is_taken(previous, max(until_s, previous.timestamp_s + _SHORTEST_S), start_s, wanted):
             yield previous
         self.num_missing += max(end - next_index, 0)
 
@@ -107,7 +111,8 @@ class Footage(ABC):
         table, wanted = self.timetable, frozenset(wanted)
         first, end = self._bounds(start_s, end_s)
         times = [table.second_of(index) for index in range(first, end)]
-        until = [*times[1:], self.info.duration_s if end_s is None else min(end_s, self.info.duration_s)][: len(times)]
+        until_s = self.info.duration_s if end_s is None else min(end_s, self.info.duration_s)
+        until = [*times[1:], max(until_s, times[-1] + _SHORTEST_S)] if times else []
         rows = zip(range(first, end), times, until, strict=True)
         sampled = [(index, time_s) for index, time_s, until_s in rows if index in wanted or self._is_sampled(time_s, until_s, start_s)]
         return SpanPlan(first, end, sampled)
@@ -128,8 +133,17 @@ class Footage(ABC):
         return flags + (self.flags_at_end if end >= len(self.timetable.times) else [])
 
     def _bounds(self, start_s: float, end_s: float | None) -> tuple[int, int]:
+        """The numbers of the frames of a span; what appears within the tolerance before the video's end is in the span that ends there."""
         table = self.timetable
-        return table.index_from(start_s), len(table.times) if end_s is None else table.index_from(end_s)
+        to_end = end_s is None or end_s >= table.duration_s - TOLERANCE_S
+        return table.index_from(start_s), len(table.times) if to_end or end_s is None else table.index_from(end_s)
+
+    def _small_size(self, size: tuple[int, int], width: int) -> tuple[int, int]:
+        """What `small` makes of frames, by the first that was asked for: pictures of different sizes cannot be compared."""
+        if self._small is None:
+            scale = min(width / size[0], 1)
+            self._small = max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+        return self._small
 
     def _is_taken(self, shown: Shown, until_s: float, start_s: float, wanted: Collection[int]) -> bool:
         return shown.frame_index in wanted or self._is_sampled(shown.timestamp_s, until_s, start_s)

@@ -10,7 +10,7 @@ part's frames then follow the end of the part before.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -29,15 +29,19 @@ _FALL_S = 0.5
 # In streams that are meant to be joined, a leap ahead does so, too; as in the ffmpeg program, which takes longer still pictures out.
 _LEAP_S = 10.0
 _JOINABLE = frozenset({"mpegts", "mpeg"})
+# No picture stays on the screen for so long: in any stream, what comes after has a damaged time.
+_FAR_S = 864_000.0
 _FALLBACK_RATE = 25
+_MOST_LATE = 64
 _NO_TIME = -(2**63)
+_EXACT = 2.0**60
 
 
 def read_timetable(container: InputContainer, stream: VideoStream, alive: Callable[[], None]) -> Timetable:
     """Read all packets of `stream`; an unreadable end is left out. `times` is empty when there are none."""
     packets, is_whole = _Packets(stream), True
     try:
-        for number, packet in enumerate(container.demux(stream)):
+        for number, packet in enumerate(demuxed(container, stream)):
             if number % _PACKETS_PER_SIGN_OF_LIFE == 0:
                 alive()
             if packet.size:
@@ -47,6 +51,15 @@ def read_timetable(container: InputContainer, stream: VideoStream, alive: Callab
     except av.FFmpegError:
         is_whole = False
     return packets.timetable(container, is_whole)
+
+
+def demuxed(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+    """The packets of a stream, and at last an empty one. Raises av.FFmpegError where the file cannot be read on."""
+    try:
+        yield from container.demux(stream)
+    except IndexError:
+        # PyAV's own, at the very end, when streams have come up in the middle of the file.
+        return
 
 
 @dataclass(slots=True)
@@ -93,35 +106,42 @@ class _Packets:
         by_order = is_reordered if container.format.name == "avi" else bool((shown == _NO_TIME).any() and not _are_in_order(shown, decoded))
         clock = _filled(np.where(decoded == _NO_TIME, shown, decoded), np.maximum(lasts, 1))
         times = clock if by_order else np.where(shown == _NO_TIME, clock, shown)
-        starts = _starts(clock, is_key, base, can_leap=container.format.name in _JOINABLE)
-        if container.format.name in _JOINABLE:
-            _mend(times, clock, lasts, starts, base)
-        table = self._laid_out(packets, times, lasts, starts, by_order)
-        return replace(table, by_order=by_order, seeks=len(starts) == 1 and table.places is None and not by_order, is_whole=is_whole)
+        leap_s = _LEAP_S if container.format.name in _JOINABLE else _FAR_S
+        late = _late(clock, is_key) if container.format.name == "mpegts" else np.zeros(0, dtype=np.int64)
+        skipped = frozenset(packets[late].tolist())
+        if late.size:
+            rows = _put_back(clock, late)
+            packets, times, lasts, clock, is_key = packets[rows], times[rows], lasts[rows], clock[rows], is_key[rows]
+        starts = _starts(clock, is_key, base, leap_s)
+        _mend(times, clock, lasts, starts, leap_s / base)
+        counted = not by_order and bool(late.size or (np.diff(clock) < 0).any())
+        table = self._laid_out(packets, times, lasts, is_key, starts, by_order, counted)
+        seeks = len(starts) == 1 and table.places is None and not by_order
+        return replace(table, late=skipped, by_order=by_order, seeks=seeks, is_whole=is_whole)
 
     def _laid_out(
         self,
         packets: NDArray[np.int64],
         times: NDArray[np.int64],
         lasts: NDArray[np.int64],
+        is_key: NDArray[np.bool_],
         starts: list[int],
         by_order: bool,
+        counted: bool,
     ) -> Timetable:
-        """The parts of the file, one clock each, one behind the other."""
+        """The parts of the file, one clock each, one behind the other. counted: its packets are not in the order of their times."""
         numbers, laid, end = np.empty_like(times), np.empty_like(times), 0
         for first, after in zip(starts, [*starts[1:], len(times)], strict=True):
             order = np.argsort(times[first:after], kind="stable")
             part = times[first:after][order]
-            shift = end - int(part[0]) if first else 0
             numbers[first:after][order] = np.arange(first, after)
-            laid[first:after] = part + shift
+            laid[first:after] = part - part[0] + end if first else part
             end = int(laid[after - 1]) + self._shown_for(part, int(lasts[first:after][order[-1]]))
         places = None
-        if not by_order and (len(starts) > 1 or (np.diff(laid) == 0).any()):
+        if counted or (not by_order and (len(starts) > 1 or (np.diff(laid) == 0).any())):
             places = array("i", [-1]) * len(self.shown)
             np.frombuffer(places, dtype=np.int32)[packets] = numbers
-        at = np.searchsorted(packets, np.asarray(self.keys, dtype=np.int64))
-        keys = sorted(Key(int(numbers[row]), int(times[row]), int(packets[row])) for row in at)
+        keys = sorted(Key(int(numbers[row]), int(times[row]), int(packets[row])) for row in np.flatnonzero(is_key))
         base = self.stream.time_base or Fraction(1)
         return Timetable(array("q", laid.tobytes()), end, base, keys, restarts=starts[1:], places=places)
 
@@ -178,20 +198,38 @@ def _filled(times: NDArray[np.int64], lasts: NDArray[np.int64]) -> NDArray[np.in
     return np.where(known, times, since)
 
 
-def _mend(times: NDArray[np.int64], clock: NDArray[np.int64], lasts: NDArray[np.int64], starts: list[int], base: Fraction) -> None:
-    """Set times that the demuxer took from the next part of a joined stream (it guesses some from what follows): such a frame is its part's
-    last.
+def _mend(times: NDArray[np.int64], clock: NDArray[np.int64], lasts: NDArray[np.int64], starts: list[int], leap: float) -> None:
+    """Set times that are far from those of decoding. The demuxer took them from the next part of a joined stream (it guesses some from what
+    follows), so such a frame is its part's last; or they are damaged.
     """
     for first, after in zip(starts, [*starts[1:], len(times)], strict=True):
-        ahead = times[first:after] - clock[first:after]
-        strange = np.abs(ahead) > _LEAP_S / base
+        strange = np.abs(times[first:after].astype(np.float64) - clock[first:after]) > leap
         times[first:after][strange] = clock[after - 1] + lasts[after - 1]
 
 
-def _starts(clock: NDArray[np.int64], is_key: NDArray[np.bool_], base: Fraction, can_leap: bool) -> list[int]:
-    """Where a clock begins: at 0, and wherever decoding times fall, or leap ahead in a stream that may be joined."""
-    steps = np.diff(clock)
-    begins = (steps < 0) & (is_key[1:] | (steps < -_FALL_S / base))
-    if can_leap:
-        begins |= steps > _LEAP_S / base
+def _late(clock: NDArray[np.int64], is_key: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Single packets out of the order that the ones around them keep. Where a transport stream's stream numbers change at a seam, the
+    demuxer keeps the last one before it back.
+    """
+    before, here, after = clock[:-2], clock[1:-1], clock[2:]
+    strays = (after >= before) & ((here < before) | ((here > after) & ~is_key[2:])) & ~is_key[1:-1]
+    late = np.flatnonzero(strays) + 1
+    return late if late.size <= _MOST_LATE else late[:0]
+
+
+def _put_back(clock: NDArray[np.int64], late: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The order of packets in which each late one follows the one before it whose time is the nearest below its own."""
+    rows = np.delete(np.arange(len(clock)), late).tolist()
+    for row in late.tolist():
+        earlier = [place for place, other in enumerate(rows) if other < row and clock[other] <= clock[row]]
+        nearest = max(earlier, key=lambda place: (clock[rows[place]], place), default=-1)
+        rows.insert(nearest + 1, row)
+    return np.asarray(rows, dtype=np.int64)
+
+
+def _starts(clock: NDArray[np.int64], is_key: NDArray[np.bool_], base: Fraction, leap_s: float) -> list[int]:
+    """Where a clock begins: at 0, and wherever decoding times fall, or leap ahead by more than `leap_s` seconds."""
+    # In floats, as what lies further apart than integers reach would come round; small steps are the same in both.
+    steps = np.where(np.abs(far := np.diff(clock.astype(np.float64))) > _EXACT, far, np.diff(clock))
+    begins = ((steps < 0) & (is_key[1:] | (steps < -_FALL_S / base))) | (steps > leap_s / base)
     return [0, *(np.flatnonzero(begins) + 1).tolist()]

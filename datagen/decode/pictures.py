@@ -77,8 +77,7 @@ class Pictures(Footage):
     def small(self, shown: Shown, width: int) -> np.ndarray:
         """See Footage."""
         image = to_rgb(shown.picture)
-        scale = min(width / image.width, 1)
-        resized = image.resize((max(round(image.width * scale), 1), max(round(image.height * scale), 1)), Image.Resampling.BOX)
+        resized = image.resize(self._small_size(image.size, width), Image.Resampling.BOX)
         return np.asarray(resized, dtype=np.uint8)[:, :, ::-1]
 
     def _first(self) -> Image.Image:

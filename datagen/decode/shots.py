@@ -48,10 +48,12 @@ def clips_of(
     span all the same.
     """
     shot_start_s = start_s if shot_start_s is None else shot_start_s
-    while start_s < video.info.duration_s - TOLERANCE_S:
+    while start_s < video.info.duration_s - TOLERANCE_S or clip_index == 0:  # a video of less than a millisecond is a clip, too
         limit_s = video.timetable.clip_end_s(start_s, options.max_clip_s)
         end_s, is_cut = _shot_end_s(video, options, start_s, limit_s, shot_start_s) if options.shots else (limit_s, False)
-        yield ClipSpan(clip_index, start_s, end_s, is_last=end_s >= video.info.duration_s - TOLERANCE_S, ends_shot=is_cut)
+        is_last = end_s >= video.info.duration_s - TOLERANCE_S
+        end_s = video.info.duration_s if is_last else end_s
+        yield ClipSpan(clip_index, start_s, end_s, is_last, ends_shot=is_cut and not is_last)
         start_s, clip_index, shot_start_s = end_s, clip_index + 1, end_s if is_cut else shot_start_s
 
 

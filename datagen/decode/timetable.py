@@ -29,6 +29,7 @@ class Timetable:
     end: when the last frame leaves the screen. keys: those where decoding can start, ascending. is_whole: reading the packets met no error.
     restarts: numbers of the frames with which the file's clock begins anew; times go on there as if it had not.
     places: the number of the frame that each packet holds, in the order of the file (-1: of none); None where a frame's own time says it.
+    late: packets that come after those that follow their frame; decoding them there would harm others, so their frames are missing.
     by_order: the times are those of decoding, and the n-th frame out is the one of the n-th time. seeks: times lead to places in the file.
     """
 
@@ -39,6 +40,7 @@ class Timetable:
     is_whole: bool = True
     restarts: Sequence[int] = ()
     places: Sequence[int] | None = None
+    late: frozenset[int] = frozenset()
     by_order: bool = False
     seeks: bool = True
 

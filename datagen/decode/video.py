@@ -29,13 +29,15 @@ from datagen.decode.footage import Footage, Shown
 from datagen.decode.image import over_white
 from datagen.decode.limits import out_of_memory
 from datagen.decode.orientation import orientation_of
-from datagen.decode.packets import is_cut_off, is_never_shown, read_timetable
+from datagen.decode.packets import demuxed, is_cut_off, is_never_shown, read_timetable
 from datagen.decode.timetable import Key
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions
 from datagen.spans import DecodedFrame, VideoInfo
 
 _KEYS_TRIED = 3
+# The last: in a transport stream whose stream numbers change, as where recordings were joined, the picture goes on as the one it was.
+_DEMUXING = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file", "merge_pmt_versions": "1"}
 # FFmpeg's own decoders of these leave the transparency out.
 _DECODERS_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
@@ -90,6 +92,8 @@ class VideoFile(Footage):
             self._counted_keys: dict[int, int] = {}
             self._restart()
             self.info = self._measured()
+            if self._has_others:
+                self.flags_at_end.append("other_video_unread")
         except BaseException:
             self.close()
             raise
@@ -118,10 +122,8 @@ class VideoFile(Footage):
 
     def small(self, shown: Shown, width: int) -> np.ndarray:
         """See Footage."""
-        picture = shown.picture
-        scale = min(width / picture.width, 1)
-        size = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
-        return np.asarray(self._pixels(picture, size, "AREA"), dtype=np.uint8)[:, :, ::-1]
+        size = self._small_size((shown.picture.width, shown.picture.height), width)
+        return np.asarray(self._pixels(shown.picture, size, "AREA"), dtype=np.uint8)[:, :, ::-1]
 
     def _pixels(self, picture: VideoFrame, size: tuple[int, int] = (0, 0), interpolation: str | None = None) -> Image.Image:
         """A frame in RGB, not turned, of its own size or as given (width, height)."""
@@ -215,11 +217,11 @@ class VideoFile(Footage):
         Packets that do not decode are counted and skipped. first: so many packets are passed over before.
         """
         try:
-            for number, packet in enumerate(_full(self._container.demux(self._stream))):
+            for number, packet in enumerate(_full(demuxed(self._container, self._stream))):
                 self._alive()
                 if is_cut_off(packet, self._container):
                     self.num_corrupt += 1
-                elif self._has_headers and packet.size and is_never_shown("theora", packet):
+                elif number in self.timetable.late or (self._has_headers and packet.size and is_never_shown("theora", packet)):
                     continue
                 elif number >= first or not packet.size:
                     yield from self._frames_of(packet, number)
@@ -246,7 +248,7 @@ class VideoFile(Footage):
 
     def _open(self) -> None:
         try:
-            container = av.open("file:" + self._path, container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
+            container = av.open("file:" + self._path, container_options=_DEMUXING)
         except MemoryError as error:
             raise out_of_memory(self._options) from error
         except (av.FFmpegError, ValueError, OSError) as error:
@@ -264,6 +266,7 @@ class VideoFile(Footage):
         if not streams:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
             raise self._unusable("no_video_stream", f"it has no video stream, but {kinds}")
+        self._has_others = len(streams) > 1
         best = container.streams.best("video")
         stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
         if stream.codec_context is None:

@@ -12,6 +12,7 @@ import pytest
 from video_files import SIZE, clip, number_of, numbered, numbers, write_video
 
 from datagen.decode.reader import VideoReader
+from datagen.decode.shots import clips_of
 from datagen.decode.video import VideoFile
 from datagen.job import DecodeOptions
 
@@ -267,3 +268,104 @@ def test_mp4_files_put_behind_one_another_say_that_the_second_is_not_read(reader
     path.write_bytes(first + second)
     early = reader.open(str(path), "joined", 0.0, 0.5)
     assert (len(list(early)), early.flags) == (5, ())
+
+
+def test_a_joined_stream_whose_stream_numbers_change(reader, tmp_path):
+    """The demuxer keeps the last frame before the seam back until the end, where it cannot be decoded any more: that one is missing."""
+    first = part(tmp_path, "first.ts", range(10))
+    second = write_video(tmp_path / "second.ts", map(numbered, range(10, 16)), muxer={"mpegts_start_pid": "512"}).read_bytes()
+    path = tmp_path / "joined.ts"
+    for data in (first + second, first + second[: -188 * 2]):
+        path.write_bytes(data)
+        stream = reader.open(str(path), "joined")
+        found = list(stream)
+        shown = [(frame.frame_index, number_of(frame.pixels)) for frame in found]
+        assert shown[:9] == [(index, index) for index in range(9)]
+        assert {index for index, _ in shown} == {number for _, number in shown}
+        assert len(found) + stream.missing_frames == reader.probe(str(path), "joined").info.num_frames
+        assert stream.missing_frames <= 1
+        assert len(found) >= 14
+
+
+def test_further_video_streams_are_named(reader, tmp_path):
+    path = tmp_path / "two.mkv"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("libx264", rate=10, options={"preset": "ultrafast"}) for _ in range(2)]
+        for number, stream in enumerate(streams):
+            stream.width, stream.height, stream.pix_fmt = 64 >> number, 48 >> number, "yuv420p"
+        for index in range(5):
+            for stream in streams:
+                frame = av.VideoFrame.from_ndarray(numbered(index, stream.width, stream.height), format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, 10)
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    stream = reader.open(str(path), "two")
+    assert numbers(stream) == list(range(5))
+    assert stream.flags == ("other_video_unread",)
+
+
+def test_every_frame_is_in_a_clip_also_within_the_last_millisecond(tmp_path):
+    """A clock of 90 kHz can hold more than one frame in it."""
+    times = [0, 9000, 18000, 27000, 27030, 27060]
+    path = tmp_path / "dense.ts"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base, stream.codec_context.max_b_frames = Fraction(1, 90_000), 0
+        for index, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(numbered(index), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 90_000)
+            for packet in stream.encode(frame):
+                packet.duration = 1
+                container.mux(packet)
+        container.mux(stream.encode(None))
+    for options in (DecodeOptions(max_clip_s=0.1), DecodeOptions(max_clip_s=0.1, shots=True, min_shot_s=0, shot_threshold=1)):
+        with VideoFile(str(path), options) as video:
+            spans = list(clips_of(video, options))
+            plans = [video.planned(span.start_s, span.end_s) for span in spans]
+            given = [shown.frame_index for span in spans for shown in video.sampled(span.start_s, span.end_s)]
+        assert given == list(range(6))
+        assert [plan.first_frame for plan in plans] == [0, *(plan.end_frame for plan in plans[:-1])]
+        assert (plans[-1].end_frame, spans[-1].is_last) == (6, True)
+
+
+@pytest.mark.parametrize("shots", [False, True])
+def test_a_video_of_less_than_a_millisecond_is_a_clip(tmp_path, shots):
+    path = tmp_path / "short.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=90_000, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in range(2):
+            frame = av.VideoFrame.from_ndarray(numbered(index), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 90_000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    options = DecodeOptions(shots=shots)
+    with VideoFile(str(path), options) as video:
+        [only] = clips_of(video, options)
+        assert video.info.duration_s < 0.001
+        assert (only.clip_index, only.start_s, only.end_s, only.is_last) == (0, 0.0, video.info.duration_s, True)
+        assert [shown.frame_index for shown in video.sampled(only.start_s, only.end_s)] == [0, 1]
+    with VideoFile(str(path), DecodeOptions(fps=2)) as video:
+        assert [shown.frame_index for shown in video.sampled(0.0)] == [index for index, _ in video.planned(0.0).sampled] == [1]
+
+
+def test_shots_are_looked_for_in_a_video_that_changes_its_size(tmp_path):
+    first = clip(tmp_path, 5, "first.ts").read_bytes()
+    second = write_video(tmp_path / "second.ts", [numbered(index, 128, 96) for index in range(5, 10)]).read_bytes()
+    path = tmp_path / "both.ts"
+    path.write_bytes(first + second)
+    options = DecodeOptions(shots=True, min_shot_s=0.3)
+    with VideoFile(str(path), options) as video:
+        spans = list(clips_of(video, options))
+        given = [number_of(video.frame(s, SIZE).pixels) for span in spans for s in video.sampled(span.start_s, span.end_s)]
+    assert given == list(range(10))
+
+
+@pytest.mark.parametrize("head", [b"\x1aE\xdf\xa3\x80\x18S\x80g\x00", b"\x1aE\xdf\xa3\x80\x18S\x80g", b"\x1aE\xdf\xa3"])
+def test_a_container_that_ends_within_its_first_lengths(reader, tmp_path, head):
+    path = tmp_path / "head.mkv"
+    path.write_bytes(head)
+    outcome = reader.probe(str(path), "head")
+    assert outcome.error.code in ("corrupt", "no_frames", "truncated")
