@@ -197,7 +197,7 @@ def test_pictures_that_are_never_shown_are_no_frames(reader, tmp_path, codec, sh
     assert shown_of(path) == {index: index for index in range(24)}
 
 
-@pytest.mark.parametrize(("codec", "fps"), [("mpeg4", 10), ("libx264", 10)])
+@pytest.mark.parametrize(("codec", "fps"), [("mpeg4", 10), ("libx264", 10), ("mpeg2video", 25)])
 def test_reordered_frames_where_only_their_order_is_stored(tmp_path, codec, fps):
     """Key frames after reordered ones: where they are shown is known only once what is before them was decoded."""
     options = {"preset": "veryfast", "x264-params": "open-gop=1"} if codec == "libx264" else {"q": "2"}
