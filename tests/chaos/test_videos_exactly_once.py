@@ -15,7 +15,7 @@ import pytest
 from kills import Run
 
 from datagen.check import check_dataset
-from datagen.ids import asset_id_of
+from datagen.ids import asset_id_of, track_id_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -120,7 +120,7 @@ def test_a_crash_does_not_redo_committed_clips(job: Path, tmp_path: Path) -> Non
     assert summary["clips"] == CLIPS_PER_VIDEO - len(before)
     check_all(output, ids)
     tracks = pq.read_table(output / "tracks", columns=["track_id", "clip_index"]).to_pylist()
-    assert Counter(row["track_id"] for row in tracks) == {f"{asset_id}-t{n:04d}": CLIPS_PER_VIDEO for asset_id in ids for n in range(2)}
+    assert Counter(row["track_id"] for row in tracks) == {track_id_of(asset_id, n): CLIPS_PER_VIDEO for asset_id in ids for n in range(2)}
 
 
 def test_a_clip_that_kills_its_worker_ends_its_video_alone(job: Path, tmp_path: Path) -> None:
