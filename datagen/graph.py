@@ -147,7 +147,7 @@ def run_images(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[S
 
 
 def _images_here(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[StagedPart | StagedPortion]:
-    workers = [Guarded(name, make, ledger, renews=name == "describe") for name, make in step_factories(plan, ledger).items()]
+    workers = [_guarded_here(plan, name, make, ledger) for name, make in step_factories(plan, ledger).items()]
     most, max_regions = plan.job.write.assets_per_part, plan.job.perceive.everything.max_regions
     with _torn_down(workers):
         for chunk in chunks(in_portions(samples), most):
@@ -163,12 +163,23 @@ def _images_here(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator
                 return
 
 
+def _guarded_here(plan: Plan, name: str, make: Callable[[], Step], ledger: LedgerClient) -> Guarded:
+    return Guarded(name, make, ledger, renews=name != "decode", timeout_s=_timeout_s(plan.job, name))
+
+
+def _timeout_s(job: Job, step: str) -> float | None:
+    """Decoding and the text engine watch themselves."""
+    return job.perceive.timeout_s if step == "perceive" else None
+
+
 def run_videos(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Iterator[StagedPart]:
     """Run one wave of videos. Yields one staged part per clip as it finishes, in any order."""
     if plan.job.run.executor == "ray":
         yield from _videos_on_ray(plan, ledger, samples)
         return
-    perceive = GuardedClips("perceive", clip_step_factory(plan, ledger), ledger, plan.store)
+    perceive = GuardedClips(
+        "perceive", clip_step_factory(plan, ledger), ledger, plan.store, renews=True, timeout_s=plan.job.perceive.timeout_s
+    )
     with _torn_down([perceive]):
         describe = Guarded("describe", step_factories(plan, ledger)["describe"], ledger, renews=True)
         with _torn_down([describe]):
@@ -262,7 +273,7 @@ def _images_on_ray(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterat
     together = weighed(in_portions(samples), rows, job.perceive.everything.max_regions)
     dataset = ray.data.from_blocks(list(map(to_table, together)))
     for name, make in step_factories(plan, ledger).items():
-        dataset = _with_step(dataset, name, (name, make, ledger, name == "describe"), sizes[name], job)
+        dataset = _with_step(dataset, name, (name, make, ledger, name == "describe", _timeout_s(job, name)), sizes[name], job)
     dataset = dataset.repartition(target_num_rows_per_block=job.write.assets_per_part, strict=True)
     yield from _staged(plan, ledger, dataset, sizes["write"])
 
@@ -277,7 +288,9 @@ def _videos_on_ray(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> I
         dataset = ray.data.from_blocks([to_table([sample]) for sample in samples])
     finally:
         context.target_max_block_size = before
-    dataset = _with_step(dataset, "clips", ("perceive", clip_step_factory(plan, ledger), ledger, plan.store), sizes["perceive"], job)
+    dataset = _with_step(
+        dataset, "clips", ("perceive", clip_step_factory(plan, ledger), ledger, plan.store, job.perceive.timeout_s), sizes["perceive"], job
+    )
     dataset = _with_step(dataset, "describe", ("describe", step_factories(plan, ledger)["describe"], ledger, True), sizes["describe"], job)
     yield from _staged(plan, ledger, dataset, sizes["write"])
 
@@ -336,9 +349,11 @@ def _strategy(pool: Pool, concurrent: int) -> ActorPoolStrategy:
 class _Worker:
     """A guarded step as Ray Data calls it."""
 
-    def __init__(self, name: str, make_step: Callable[[], Step], ledger: LedgerClient, is_concurrent: bool = False) -> None:
+    def __init__(
+        self, name: str, make_step: Callable[[], Step], ledger: LedgerClient, concurrent: bool, timeout_s: float | None = None
+    ) -> None:
         self._name, self._ledger = name, ledger
-        self._guarded = Guarded(name, make_step, ledger, is_concurrent=is_concurrent)
+        self._guarded = Guarded(name, make_step, ledger, is_concurrent=concurrent, timeout_s=timeout_s)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         samples = from_table(table)
@@ -366,8 +381,8 @@ class DescribeWorker(_Worker):
 class ClipsWorker:
     """The guarded perceive step of videos as Ray Data calls it: a video in, its clips out, one by one."""
 
-    def __init__(self, name: str, make_step: Callable[[], ClipStep], ledger: LedgerClient, store: Store) -> None:
-        self._guarded = GuardedClips(name, make_step, ledger, store)
+    def __init__(self, name: str, make_step: Callable[[], ClipStep], ledger: LedgerClient, store: Store, timeout_s: float) -> None:
+        self._guarded = GuardedClips(name, make_step, ledger, store, timeout_s=timeout_s)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """One table per clip."""

@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 from datagen.errors import DatagenError, DecodeError, EngineDiedError, ModelOutputError, PromptError
 from datagen.faults import fault_point
 from datagen.ids import work_id_of
 from datagen.ledger import LedgerClient
+from datagen.life import Minder
 from datagen.portions import is_counted
 from datagen.records import Clip, ResumePoint, Sample
 from datagen.write import Store, committed_clips
@@ -69,14 +71,17 @@ def split_suspects(step: str, ledger: LedgerClient, samples: list[Sample], tries
     suspects: dict[str, int] = ledger.ask("begin", step, worker, ids, len(ids) == 1)
     for sample in samples:
         if suspects.get(sample.work_id, 0) >= tries and sample.failure is None:
-            _give_up(sample, step, suspects[sample.work_id])
+            _give_up(sample, step, suspects[sample.work_id], ledger)
     _name_step(samples, step)
     calm = [sample for sample in samples if sample.work_id not in suspects]
     return [group for group in (calm, *([sample] for sample in samples if sample.work_id in suspects)) if group]
 
 
-def _give_up(sample: Sample, step: str, crashes: int) -> None:
+def _give_up(sample: Sample, step: str, crashes: int, ledger: LedgerClient) -> None:
     sample.attempts = crashes
+    if ledger.ask("has_hung", step, sample.work_id):
+        sample.fail(f"{step}_timeout", f"this asset hung the {step} step {crashes} times ({step}.timeout_s); it is left out")
+        return
     sample.fail(f"{step}_crashed", f"this asset killed or hung the {step} worker {crashes} times; it is left out")
 
 
@@ -119,7 +124,14 @@ class Guarded:
     """
 
     def __init__(
-        self, name: str, make_step: Callable[[], Step], ledger: LedgerClient, *, is_concurrent: bool = False, renews: bool = False
+        self,
+        name: str,
+        make_step: Callable[[], Step],
+        ledger: LedgerClient,
+        *,
+        is_concurrent: bool = False,
+        renews: bool = False,
+        timeout_s: float | None = None,
     ) -> None:
         self._name = name
         self._make_step = make_step
@@ -129,6 +141,12 @@ class Guarded:
         self._one_at_a_time = threading.Lock()
         self._step = _set_up(name, make_step, ledger)
         self._tries: int = ledger.ask("tries")
+        self._at_work: list[str] = []
+        self._timeout_s = timeout_s
+        self._minder = self._minded()
+
+    def _minded(self) -> Minder:
+        return Minder(self._name, self._timeout_s, self._renews, lambda why: self._ledger.insist("hung", self._name, self._at_work, why))
 
     def process(self, samples: list[Sample]) -> list[Sample]:
         """Process a batch; suspects in it go through alone, the ones that used up their tries become failed rows."""
@@ -171,9 +189,11 @@ class Guarded:
 
     def _renew(self) -> None:
         """Replace the step whose engine has died, as another worker."""
+        self._minder.close()
         self._step.teardown()
         self._worker = uuid.uuid4().hex
         self._step = _set_up(self._name, self._make_step, self._ledger)
+        self._minder = self._minded()
 
     @contextmanager
     def _kept(self, samples: Sequence[Sample]) -> Iterator[None]:
@@ -194,9 +214,7 @@ class Guarded:
         if not samples:
             return
         try:
-            for sample in samples:
-                fault_point(f"worker.{self._name}", sample.asset.uri)
-            done = self._step.process(samples)
+            done = self._processed(samples)
         except ONE_SAMPLE as error:
             self._run_singly(samples, error.code, error.message)
             return
@@ -209,6 +227,19 @@ class Guarded:
             raise DatagenError(f"the {self._name} step returned other samples than it was given")
         _become(samples, done)
 
+    def _processed(self, samples: list[Sample]) -> list[Sample]:
+        if self._timeout_s is not None and self._renews:  # a call that hangs may come back one day, and must find nothing to change
+            arrays: list[pickle.PickleBuffer] = []
+            samples = pickle.loads(pickle.dumps(samples, 5, buffer_callback=arrays.append), buffers=arrays)  # noqa: S301 (dumped here)
+
+        def process() -> list[Sample]:
+            for sample in samples:
+                fault_point(f"worker.{self._name}", sample.asset.uri)
+            return self._step.process(samples)
+
+        self._at_work = [sample.work_id for sample in samples]
+        return self._minder.run(process)
+
     def _run_singly(self, samples: list[Sample], code: str, message: str) -> None:
         if len(samples) == 1:
             logger.exception("%s failed on %s", self._name, samples[0].asset.uri)
@@ -219,7 +250,7 @@ class Guarded:
 
     def _run_suspect(self, sample: Sample, crashes: int) -> None:
         if crashes >= self._tries:
-            _give_up(sample, self._name, crashes)
+            _give_up(sample, self._name, crashes, self._ledger)
             return
         with self._one_at_a_time:
             crashes = self._ledger.ask("begin", self._name, self._worker, [sample.work_id], True).get(sample.work_id, crashes)
@@ -242,6 +273,7 @@ class Guarded:
 
     def teardown(self) -> None:
         """Let go of the step's resources."""
+        self._minder.close()
         self._step.teardown()
 
 
@@ -256,13 +288,35 @@ def _become(samples: Sequence[Sample], others: Sequence[Sample]) -> None:
 class GuardedClips:
     """A ClipStep inside a worker, guarded: a clip that kills its worker is tried again, then fails, and ends its video."""
 
-    def __init__(self, name: str, make_step: Callable[[], ClipStep], ledger: LedgerClient, store: Store) -> None:
+    def __init__(
+        self,
+        name: str,
+        make_step: Callable[[], ClipStep],
+        ledger: LedgerClient,
+        store: Store,
+        *,
+        renews: bool = False,
+        timeout_s: float | None = None,
+    ) -> None:
         self._name = name
+        self._make_step, self._renews, self._timeout_s = make_step, renews, timeout_s
+        self._at_work: list[str] = []
         self._ledger = ledger
         self._worker = uuid.uuid4().hex
         self._store = store
         self._step = _set_up(name, make_step, ledger)
         self._tries: int = ledger.ask("tries")
+        self._minder = self._minded()
+
+    def _minded(self) -> Minder:
+        return Minder(self._name, self._timeout_s, self._renews, lambda why: self._ledger.insist("hung", self._name, self._at_work, why))
+
+    def _renew(self) -> None:
+        """Replace a step that hangs, as another worker. Its decoder is left to the thread that hangs."""
+        self._minder.close()
+        self._worker = uuid.uuid4().hex
+        self._step = _set_up(self._name, self._make_step, self._ledger)
+        self._minder = self._minded()
 
     def clips(self, sample: Sample) -> Iterator[Sample]:
         """The clips of a video from `sample.resume` on; none more once the run is to end early.
@@ -290,13 +344,20 @@ class GuardedClips:
             crashes: int = self._ledger.ask("begin", self._name, self._worker, [key], True, False).get(key, 0)
             if crashes >= self._tries:
                 lost = replace(sample, clip=Clip(index, start_s, start_s, 0, is_last=True), resume=None)
-                _give_up(lost, self._name, crashes)
+                _give_up(lost, self._name, crashes, self._ledger)
                 self._ledger.tell("end", self._name, [key], None, 0, _name_step([lost], self._name))
                 yield lost
                 return
-            fault_point(f"worker.{self._name}", f"{sample.asset.uri}#clip={index};")
             started = time.monotonic()
-            done = next(clips, None)
+            self._at_work = [key]
+            try:
+                done = self._minder.run(partial(self._next, clips, f"{sample.asset.uri}#clip={index};"))
+            except EngineDiedError:
+                if not self._renews:
+                    raise
+                self._renew()
+                clips = self._step.clips(replace(sample, resume=resume))
+                continue
             if done is None or done.clip is None:
                 self._ledger.tell("end", self._name, [key])
                 return
@@ -305,8 +366,14 @@ class GuardedClips:
             done.attempts = max(done.attempts, crashes + 1)
             self._ledger.tell("count", {"clips_tracked": 1})
             yield done
-            index, start_s = index + 1, done.clip.end_s
+            index, start_s, resume = index + 1, done.clip.end_s, resume.after(done.clip)
+
+    @staticmethod
+    def _next(clips: Iterator[Sample], place: str) -> Sample | None:
+        fault_point("worker.perceive", place)
+        return next(clips, None)
 
     def teardown(self) -> None:
         """Let go of the step's resources."""
+        self._minder.close()
         self._step.teardown()

@@ -24,7 +24,7 @@ from datagen.s3_options import S3Options as S3Options  # for those who know it f
 # Options outside pools that decide how fast a row is made, and where, but not what it says.
 _RESOURCES = {
     *("decode.timeout_s", "decode.memory_gib", "decode.prefetch_frames", "decode.video_threads"),
-    *("perceive.batch_size", "perceive.prompts_per_call", "perceive.device", "perceive.fake_delay_s"),
+    *("perceive.timeout_s", "perceive.batch_size", "perceive.prompts_per_call", "perceive.device", "perceive.fake_delay_s"),
     *("perceive.everything.points_per_call", "perceive.track.objects_per_call"),
     *("describe.concurrent_batches", "describe.max_num_seqs", "describe.device", "describe.fake_delay_s"),
     *("describe.gpu_memory_fraction", "describe.cpu_kv_cache_gib", "describe.enforce_eager", "describe.hang_timeout_s"),
@@ -162,6 +162,11 @@ class PerceiveOptions(Options):
     device: str = Field("auto", description="`auto`, `cpu` or `cuda`")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic; auto: bfloat16 autocast on a GPU, float32 on a CPU"
+    )
+    timeout_s: float = Field(
+        600.0,
+        gt=0,
+        description="a call of the model may take this long (the first four times), seconds; what hangs it fails after run.crash_tries",
     )
     drop_absent: bool = Field(False, description="drop regions whose object score is <= 0 (nothing there) instead of flagging them")
     everything: EverythingOptions = EverythingOptions()

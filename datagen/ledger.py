@@ -42,6 +42,7 @@ class Ledger:
         self._holder: dict[tuple[str, str], str] = {}
         self._alone: set[tuple[str, str]] = set()
         self._suspects: set[tuple[str, str]] = set()
+        self._hung: set[tuple[str, str]] = set()
         self._failed_setups: Counter[tuple[str, str]] = Counter()
         self._loading: dict[tuple[str, str], float] = {}
         self._ended = 0
@@ -112,6 +113,15 @@ class Ledger:
         self._recorder.crashed(step)
         self._note("crash", f"{work_id} killed the {step} worker", logging.ERROR, step=step, work_id=work_id, times=self._crashes[key])
         write_crashes(self._store, self._crashes)
+
+    def hung(self, step: str, work_ids: Sequence[str], why: str) -> None:
+        """A worker of `step` gave no sign of life while it had these samples, and ends."""
+        self._hung |= {(step, work_id) for work_id in work_ids}
+        self._note("step_hung", why, logging.ERROR, step=step, work_ids=list(work_ids[:_LOGGED_ASSETS]))
+
+    def has_hung(self, step: str, work_id: str) -> bool:
+        """Whether a worker has hung over this sample, alone or with others, in this run."""
+        return (step, work_id) in self._hung
 
     def tries(self) -> int:
         """How often an asset may kill its worker."""

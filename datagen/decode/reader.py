@@ -17,6 +17,7 @@ from datagen.decode.copies import LocalCopies
 from datagen.decode.process import Child, ChildOwner
 from datagen.errors import DecodeError
 from datagen.job import DecodeOptions, S3Options
+from datagen.life import alive, elsewhere
 from datagen.records import Span
 from datagen.spans import ClipSpan, DecodedFrame, SpanPlan, VideoInfo
 
@@ -59,7 +60,8 @@ class VideoReader(ChildOwner):
         span: as in Asset. Raises as LocalCopies does, too.
         """
         self._copy.close()
-        path = self._copy.enter_context(self._copies.copy(uri, span=span))
+        with elsewhere():  # a large file from a bucket takes its time
+            path = self._copy.enter_context(self._copies.copy(uri, span=span))
         outcome = self.probe(path, uri)
         if outcome.info is None:
             raise outcome.error or DecodeError("the video says nothing about itself", code="corrupt")
@@ -145,6 +147,7 @@ class VideoReader(ChildOwner):
         while True:
             deadline = time.monotonic() + self._options.timeout_s
             answer = child.receive(deadline)
+            alive()
             pixels = None
             if answer["kind"] == "failed":
                 raise DecodeError(answer["message"], code=answer["code"])

@@ -21,13 +21,13 @@ from datagen.describe import Completion, OnDeath, Request, Sampling, exit_proces
 from datagen.describe.loop import LoopThread
 from datagen.describe.overhear import Overheard
 from datagen.describe.reaper import Reaper
-from datagen.describe.watchdog import Watchdog
 from datagen.errors import ClusterError, EngineDiedError, ModelLoadError, ModelOutputError
 from datagen.job import DescribeOptions
 from datagen.machine import settle, socket_folder
 from datagen.pam.checkpoint import Checkpoint
 from datagen.pam.llm import load_tokenizer, stop_token_ids, tokenizer_fingerprint
 from datagen.records import TokenLogprobs
+from datagen.watchdog import Watchdog
 
 _CPU_BLOCK_TOKENS = 32  # the smallest that vLLM's CPU attention takes; its default of 128 would cut up to 127 tokens off a shared prefix
 _MAX_LOGPROBS = 100  # as many as a job may ask for

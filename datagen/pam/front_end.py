@@ -15,6 +15,7 @@ import torch
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
+from datagen.life import alive
 from datagen.masks import stability_score
 from datagen.pam.checkpoint import PERCEIVER, Checkpoint, ModelFiles
 from datagen.pam.gradients import no_gradients_unless_training
@@ -76,6 +77,7 @@ class FrontEnd:
     @no_gradients_unless_training
     def encode(self, pixels: Tensor) -> ImageFeatures:
         """Features of (B, S, S, 3) uint8 RGB images, already resized to the model's image size with PIL's bicubic filter."""
+        alive()
         levels, _ = self.pyramid(pixels)
         embed = levels[-1].float() + self.segmenter.no_mem_embed.view(1, -1, 1, 1)
         return ImageFeatures(embed=embed, high_res=levels[:-1])
@@ -83,6 +85,7 @@ class FrontEnd:
     @no_gradients_unless_training
     def pyramid(self, pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """SAM 2's three feature levels of such images and their position codes, (B, C, H, W) each, the finest first."""
+        alive()
         images = pixels.to(self.device).permute(0, 3, 1, 2).float() / 255
         with self.autocast():
             out = self.segmenter.forward_image((images - self._mean) / self._std)
@@ -95,6 +98,7 @@ class FrontEnd:
         image_index: (P) which image each prompt asks about. points: (P, N, 2) (x, y) in model pixels. labels: (P, N).
         masks: (P, L, L) dense mask prompts, or None.
         """
+        alive()
         decoder, index = self.segmenter.sam_mask_decoder, image_index.to(self.device)
         # Outside autocast: bfloat16 has too few bits for pixel coordinates.
         sparse, dense = self.segmenter.sam_prompt_encoder(
@@ -120,6 +124,7 @@ class FrontEnd:
 
         coarse: a quarter of the image tokens, for the later frames of a video.
         """
+        alive()
         with self.autocast():
             image_tokens, sem_tokens = self.perceiver(decoded.image_embed, decoded.perceiver_tokens(), coarse)
         return image_tokens.to(self.dtype), sem_tokens.to(self.dtype)

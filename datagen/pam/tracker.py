@@ -16,6 +16,7 @@ import torch
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
+from datagen.life import alive
 from datagen.pam.front_end import Decoded, FrontEnd
 from datagen.pam.gradients import no_gradients_unless_training
 
@@ -235,6 +236,7 @@ class Tracker:
         reverse: bool = False,
         corrects: bool = False,
     ) -> tuple[StepOutput, dict[str, Any]]:
+        alive()
         points, masks, mask_logits, num_objects = self._inputs(bank, prompts)
         with _capture(self.segmenter.sam_mask_decoder) as captured:
             out = self.segmenter.track_step(

@@ -23,6 +23,7 @@ SHARED = (
     "ids",
     "job",
     "ledger",
+    "life",
     "machine",
     "masks",
     "metrics",
@@ -43,6 +44,7 @@ SHARED = (
     "share",
     "parquet_pages",
     "tables",
+    "watchdog",
     "tar",
 )
 # A step that reads what another one defines, each with its reason.

@@ -21,21 +21,21 @@ PATIENCE_S = 120.0
 STUCK = """
 import ctypes, sys
 from datagen.cli import main
-from datagen.perceive.fake import FakePerceiveStep
+from datagen import graph
 
 library, calls = getattr(ctypes, sys.argv.pop(1))(None), []
-process = FakePerceiveStep.process
+assemble = graph.assemble
 
-def stuck(self, samples):
+def stuck(*arguments):
     calls.append(1)
     if len(calls) == 2:
         print("stuck", file=sys.stderr, flush=True)
         lock = ctypes.create_string_buffer(256)
         library.pthread_mutex_lock(lock)
         library.pthread_mutex_lock(lock)
-    return process(self, samples)
+    return assemble(*arguments)
 
-FakePerceiveStep.process = stuck
+graph.assemble = stuck
 main()
 """
 

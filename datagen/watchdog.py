@@ -1,4 +1,4 @@
-"""Notices an engine that hangs: it is asked for something, and nothing comes."""
+"""Notices an engine or a model that hangs: it is asked for something, and nothing comes."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from datagen.describe.watchdog import WARM_UP, Watchdog
+from datagen.watchdog import WARM_UP, Watchdog
 
 TIMEOUT_S = 0.3
 
@@ -66,7 +66,7 @@ def test_an_idle_engine_and_one_that_answers_slowly_do_not_hang(watchdog: Watchd
 
 def test_time_in_which_this_process_stood_still_does_not_count(bell: Bell, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, ahead = time.monotonic, [0.0]
-    monkeypatch.setattr("datagen.describe.watchdog.time.monotonic", lambda: clock() + ahead[0])
+    monkeypatch.setattr("datagen.watchdog.time.monotonic", lambda: clock() + ahead[0])
     watchdog = Watchdog(60.0, bell)
     watchdog.heard()
     with watchdog.waiting():
