@@ -41,7 +41,7 @@ from datagen.patience import in_short
 from datagen.perceive import make_perceive_step, make_video_step
 from datagen.portions import in_portions, is_counted, weighed
 from datagen.records import Sample
-from datagen.room import pools
+from datagen.room import embedded_cpus, pools, timeout_of
 from datagen.workers import Overseer, let_executors_end, refuse_crowd, tables_of
 from datagen.write import StagedPart, StagedPortion, Store, open_store, put_together, stage_clip, stage_part, stage_portion
 
@@ -147,8 +147,9 @@ def run_images(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[S
 
 
 def _images_here(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[StagedPart | StagedPortion]:
-    workers = [_guarded_here(plan, name, make, ledger) for name, make in step_factories(plan, ledger).items()]
-    most, max_regions = plan.job.write.assets_per_part, plan.job.perceive.everything.max_regions
+    makers, job = step_factories(plan, ledger).items(), plan.job
+    workers = [Guarded(name, make, ledger, renews=name != "decode", timeout_s=timeout_of(job, name)) for name, make in makers]
+    most, max_regions = job.write.assets_per_part, job.perceive.everything.max_regions
     with _torn_down(workers):
         for chunk in chunks(in_portions(samples), most):
             finished: list[Sample] = []
@@ -163,23 +164,13 @@ def _images_here(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator
                 return
 
 
-def _guarded_here(plan: Plan, name: str, make: Callable[[], Step], ledger: LedgerClient) -> Guarded:
-    return Guarded(name, make, ledger, renews=name != "decode", timeout_s=_timeout_s(plan.job, name))
-
-
-def _timeout_s(job: Job, step: str) -> float | None:
-    """Decoding and the text engine watch themselves."""
-    return job.perceive.timeout_s if step == "perceive" else None
-
-
 def run_videos(plan: Plan, ledger: LedgerClient, samples: list[Sample]) -> Iterator[StagedPart]:
     """Run one wave of videos. Yields one staged part per clip as it finishes, in any order."""
     if plan.job.run.executor == "ray":
         yield from _videos_on_ray(plan, ledger, samples)
         return
-    perceive = GuardedClips(
-        "perceive", clip_step_factory(plan, ledger), ledger, plan.store, renews=True, timeout_s=plan.job.perceive.timeout_s
-    )
+    factory, timeout_s = clip_step_factory(plan, ledger), plan.job.perceive.timeout_s
+    perceive = GuardedClips("perceive", factory, ledger, plan.store, renews=True, timeout_s=timeout_s)
     with _torn_down([perceive]):
         describe = Guarded("describe", step_factories(plan, ledger)["describe"], ledger, renews=True)
         with _torn_down([describe]):
@@ -208,7 +199,7 @@ def start_ray(job: Job) -> bool:
     if ray.is_initialized():
         return False
     # `local`: without an address Ray would join whatever cluster was last started on this machine.
-    embedded: dict[str, Any] = {"address": "local", "include_dashboard": False, "num_cpus": _embedded_cpus(job), "_temp_dir": ray_folder()}
+    embedded: dict[str, Any] = {"address": "local", "include_dashboard": False, "num_cpus": embedded_cpus(job), "_temp_dir": ray_folder()}
     if os.environ.get("RAY_ENABLE_UV_RUN_RUNTIME_ENV") == "0":  # it may have been imported before that was said
         ray._private.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
     quiet: dict[str, Any] = {"log_to_driver": True, "configure_logging": False}
@@ -217,8 +208,7 @@ def start_ray(job: Job) -> bool:
             if job.run.ray_address:
                 ray.init(address=job.run.ray_address, **quiet)
             else:
-                store = job.run.object_store_gib
-                memory = int(store * 2**30) if store else None
+                memory = int(job.run.object_store_gib * 2**30) if job.run.object_store_gib else None
                 keep_token_private()
                 with on_loopback():
                     ray.init(object_store_memory=memory, _metrics_export_port=job.run.metrics_port, **embedded, **quiet)
@@ -242,7 +232,7 @@ def resources(job: Job) -> dict[str, float]:
         return dict(ray.cluster_resources())
     import torch
 
-    return {"CPU": float(_embedded_cpus(job)), "GPU": float(torch.cuda.device_count())}
+    return {"CPU": float(embedded_cpus(job)), "GPU": float(torch.cuda.device_count())}
 
 
 def num_gpus(job: Job) -> float:
@@ -258,11 +248,6 @@ def num_gpus(job: Job) -> float:
     return float(torch.cuda.device_count()) if torch else 0.0
 
 
-def _embedded_cpus(job: Job) -> int:
-    # Logical: four steps must fit at once, also on the smallest machine, and two threads of the language model.
-    return job.run.num_cpus or max(os.cpu_count() or 1, 6)
-
-
 def _images_on_ray(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterator[StagedPart | StagedPortion]:
     import ray
 
@@ -273,7 +258,7 @@ def _images_on_ray(plan: Plan, ledger: LedgerClient, samples: Waiting) -> Iterat
     together = weighed(in_portions(samples), rows, job.perceive.everything.max_regions)
     dataset = ray.data.from_blocks(list(map(to_table, together)))
     for name, make in step_factories(plan, ledger).items():
-        dataset = _with_step(dataset, name, (name, make, ledger, name == "describe", _timeout_s(job, name)), sizes[name], job)
+        dataset = _with_step(dataset, name, (name, make, ledger, name == "describe", timeout_of(job, name)), sizes[name], job)
     dataset = dataset.repartition(target_num_rows_per_block=job.write.assets_per_part, strict=True)
     yield from _staged(plan, ledger, dataset, sizes["write"])
 
@@ -349,11 +334,9 @@ def _strategy(pool: Pool, concurrent: int) -> ActorPoolStrategy:
 class _Worker:
     """A guarded step as Ray Data calls it."""
 
-    def __init__(
-        self, name: str, make_step: Callable[[], Step], ledger: LedgerClient, concurrent: bool, timeout_s: float | None = None
-    ) -> None:
+    def __init__(self, name: str, make: Callable[[], Step], ledger: LedgerClient, concurrent: bool, timeout_s: float | None = None) -> None:
         self._name, self._ledger = name, ledger
-        self._guarded = Guarded(name, make_step, ledger, is_concurrent=concurrent, timeout_s=timeout_s)
+        self._guarded = Guarded(name, make, ledger, is_concurrent=concurrent, timeout_s=timeout_s)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         samples = from_table(table)

@@ -163,11 +163,7 @@ class PerceiveOptions(Options):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic; auto: bfloat16 autocast on a GPU, float32 on a CPU"
     )
-    timeout_s: float = Field(
-        600.0,
-        gt=0,
-        description="a call of the model may take this long (the first four times), seconds; what hangs it fails after run.crash_tries",
-    )
+    timeout_s: float = Field(600.0, gt=0, description="a call of the model may take this long, seconds, the first one four times as long")
     drop_absent: bool = Field(False, description="drop regions whose object score is <= 0 (nothing there) instead of flagging them")
     everything: EverythingOptions = EverythingOptions()
     track: TrackOptions = TrackOptions()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -111,3 +112,14 @@ def no_room(pools: Mapping[str, Pool], nodes: Sequence[tuple[float, int]], where
         "each step waits for the others. Ask for fewer (perceive.pool.max_workers, describe.pool.max_workers) or smaller ones "
         "(num_cpus, num_gpus)"
     )
+
+
+def embedded_cpus(job: Job) -> int:
+    """CPUs of an embedded Ray, counted as Ray does."""
+    # Logical: four steps must fit at once, also on the smallest machine, and two threads of the language model.
+    return job.run.num_cpus or max(os.cpu_count() or 1, 6)
+
+
+def timeout_of(job: Job, step: str) -> float | None:
+    """How long a call of a step may give no sign of life, seconds; None where it watches itself, as decoding and the text engine do."""
+    return job.perceive.timeout_s if step == "perceive" else None
