@@ -91,8 +91,9 @@ class Asset:
     member of a listed archive; without it the member is looked up by its name.
 
     stated_size: (width, height) px as the input states it, held against the decoded picture. dropped: prompts that the source could not
-    use, counted by code; they are not in `prompts`. num_prompts: how many the input gave, those included, and prompts_hash: 16 hex
-    digits over all of them as given, by which a later run notices that they changed; both None where it gave none.
+    use, counted by code; they are not in `prompts`. problem: what is wrong with the first of these, for a person. num_prompts: how many
+    the input gave, those included, and prompts_hash: 16 hex digits over all of them as given, by which a later run notices that they
+    changed; both None where it gave none.
     """
 
     asset_id: str
@@ -108,6 +109,7 @@ class Asset:
     dropped: dict[str, int] = field(default_factory=dict)
     num_prompts: int | None = None
     prompts_hash: str | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 from datagen.errors import PromptError, SourceError
 from datagen.evaluate.items import Item, Medium, TrackItem, items_of, media_of, tracks_of
+from datagen.evaluate.matching import path_parts
 from datagen.job import S3Options
 from datagen.records import RLE
 from datagen.sources.coco_document import CocoAnnotation, CocoImage, Document, id_key, read_document
@@ -89,7 +90,7 @@ def _from_coco(document: Document) -> Gold:
     groups: dict[Any, list[CocoImage]] = {}
     for image in document.images:
         name = image.text("file_name") or image.text("coco_url")
-        groups.setdefault(name or image.place, []).append(image)
+        groups.setdefault(tuple(path_parts(name)) or image.place, []).append(image)
     media: list[Medium] = []
     images: dict[str, list[CocoImage]] = {}
     gold = Gold(document.path, media, lambda medium, size: _truth(images[medium.key], medium.size or size), is_coco=True)

@@ -59,7 +59,13 @@ def path_parts(name: str) -> list[str]:
     cell = _CELL.search(name)
     if cell:
         return [*(part for part in name[: cell.start()].split("/") if part), name[cell.start() :].lstrip("/")]
-    return [part for part in name.replace(".tar#", ".tar/").split("/") if part not in ("", ".")]
+    parts: list[str] = []
+    for part in name.replace(".tar#", ".tar/").split("/"):
+        if part == ".." and parts:
+            parts.pop()
+        elif part not in ("", ".", ".."):
+            parts.append(part)
+    return parts
 
 
 def _agree(gold: Medium, found: Medium) -> bool:

@@ -81,7 +81,8 @@ def _refuse_all(asset: Asset, refused: Sequence[PromptError]) -> None:
         raise PromptError(refused[0].message + more, code=refused[0].code)
     if asset.dropped:
         counts = ", ".join(f"{code} {count}" for code, count in sorted(asset.dropped.items()))
-        raise PromptError(f"none of its prompts can be used: {counts}", code=min(asset.dropped))
+        why = f"; {asset.problem}" if asset.problem else ""
+        raise PromptError(f"none of its prompts can be used: {counts}{why}", code=min(asset.dropped))
 
 
 def clip_objects(

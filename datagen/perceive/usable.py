@@ -56,7 +56,7 @@ def refusal(sample: Sample, usable: Usable) -> Failure | None:
     refused.pop(CROWD, None)
     if usable.prompts or not refused:
         return None
-    return unusable(refused, usable.problem)
+    return unusable(refused, usable.problem or sample.asset.problem)
 
 
 def count_refused(sample: Sample, usable: Usable) -> None:

@@ -13,6 +13,7 @@ from datagen.records import Asset, Failure, Prompt
 from datagen.sources.coco_document import CocoAnnotation, CocoImage, Document, read_document
 from datagen.sources.coco_media import MediaFinder, Place
 from datagen.sources.prompts import MAX_PROMPTS
+from datagen.sources.rle import is_number
 from datagen.sources.rows import RowReader, absolute
 from datagen.sources.uris import uri_of
 from datagen.sources.values import ROW_TOO_LARGE, plain
@@ -21,6 +22,8 @@ from datagen.stated import CROWD
 PromptKind = Literal["box", "mask"]
 
 _SHAPES = {"box": "bbox", "mask": "segmentation"}
+# Boxes that reach out of their pictures: fewer may be no more than annotated so.
+_FEWEST_OUTSIDE = 3
 _OTHER: dict[str, PromptKind] = {"box": "mask", "mask": "box"}
 
 
@@ -106,6 +109,8 @@ class CocoSource:
             except PromptError as error:
                 extra["dropped"] = error.code
                 dropped[error.code] += 1
+                if error.code != CROWD:
+                    asset.problem = asset.problem or f"{annotation.name}: {error.message}"
                 continue
             prompt.id, prompt.index = annotation.key, index
             prompts.append(prompt)
@@ -130,23 +135,44 @@ def _prompt(annotation: CocoAnnotation, size: tuple[int, int] | None, kind: Prom
 
 
 def _check_shapes(document: Document, kind: PromptKind) -> None:
-    """Refuse a file of which no annotation has what the job wants as prompts. Raises SourceError."""
+    """Refuse a file of which no annotation has what the job wants as prompts, or whose boxes are written otherwise. Raises SourceError."""
     some = [annotation for annotation in document.annotations() if not annotation.is_crowd]
     shape, other = _SHAPES[kind], _SHAPES[_OTHER[kind]]
-    if not some or any(annotation.raw.get(shape) for annotation in some):
-        boxes = [annotation.raw["bbox"] for annotation in some if _is_box(annotation.raw.get("bbox"))] if kind == "box" else []
-        if boxes and all(abs(side) <= 1 for box in boxes for side in box):
-            raise SourceError(
-                f"{document.path}: every bbox lies within 0 and 1, as shares of the sides do; a COCO bbox is [x, y, width, height] in "
-                "pixels: multiply by the pictures' width and height"
-            )
-        return
-    hint = f"; set source.coco_prompt to {_OTHER[kind]}" if any(annotation.raw.get(other) for annotation in some) else ""
-    raise SourceError(f"{document.path}: none of its {len(some)} annotations has a `{shape}`, which source.coco_prompt: {kind} needs{hint}")
+    if some and not any(annotation.raw.get(shape) for annotation in some):
+        hint = f"; set source.coco_prompt to {_OTHER[kind]}" if any(annotation.raw.get(other) for annotation in some) else ""
+        raise SourceError(
+            f"{document.path}: none of its {len(some)} annotations has a `{shape}`, which source.coco_prompt: {kind} needs{hint}"
+        )
+    if kind == "box":
+        _check_boxes(document)
 
 
-def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(isinstance(side, (int, float)) for side in value)
+def _check_boxes(document: Document) -> None:
+    """Shares of the sides, and corners, are what other formats call a box."""
+    boxes = [(box, image.size) for image in document.images for one in image.annotations if not one.is_crowd and (box := _numbers(one))]
+    if boxes and all(abs(side) <= 1 for box, _ in boxes for side in box):
+        raise SourceError(
+            f"{document.path}: every bbox lies within 0 and 1, as shares of the sides do; a COCO bbox is [x, y, width, height] in "
+            "pixels: multiply by the pictures' width and height"
+        )
+    sized = [(box, size) for box, size in boxes if size is not None]
+    outside = sum(not _fits([x, y, x + width, y + height], size) for (x, y, width, height), size in sized)
+    if outside >= _FEWEST_OUTSIDE and 2 * outside > len(boxes) and all(_fits(box, size) for box, size in sized):
+        raise SourceError(
+            f"{document.path}: {outside} of its {len(boxes)} boxes reach out of their pictures as [x, y, width, height], which a COCO bbox "
+            f"is, and none does as [x1, y1, x2, y2], such as {sized[0][0]}; write the width and the height as the last two"
+        )
+
+
+def _fits(corners: Sequence[float], size: tuple[int, int]) -> bool:
+    """Whether x1, y1, x2, y2 are in order, and in a picture of this (width, height), but for a pixel."""
+    x1, y1, x2, y2 = corners
+    return -1 <= x1 < x2 <= size[0] + 1 and -1 <= y1 < y2 <= size[1] + 1
+
+
+def _numbers(annotation: CocoAnnotation) -> list[float] | None:
+    value = annotation.raw.get("bbox")
+    return value if isinstance(value, list) and len(value) == 4 and all(is_number(side) and abs(side) <= 1e9 for side in value) else None
 
 
 def _two_sizes(images: Sequence[CocoImage], where: str) -> Failure:

@@ -14,8 +14,9 @@ from typing import Any
 from datagen.errors import PromptError, SourceError
 from datagen.job import S3Options
 from datagen.masks import mask_area
-from datagen.records import RLE
+from datagen.records import RLE, Prompt
 from datagen.sources.json_text import is_deep, parse_document
+from datagen.sources.prompts import PromptRefusedError, refuse_shares
 from datagen.sources.rle import is_number, parse_polygons, parse_rle, whole_number
 from datagen.sources.rows import open_source_file
 from datagen.sources.values import plain, shown
@@ -48,7 +49,7 @@ class CocoAnnotation:
 
     def box(self) -> Box:
         """Its `bbox` as (x1, y1, x2, y2) px. Raises PromptError: `prompt_empty` (none), `prompt_malformed`, `prompt_nan`,
-        `prompt_inverted` (a side of 0 or less), `prompt_outside` (beyond any picture)."""
+        `prompt_inverted` (a side of 0 or less), `prompt_outside` (beyond any picture), `prompt_shares` (of the sides, no pixels)."""
         value = self.raw.get("bbox")
         if value is None or value == []:
             raise PromptError("it has no bbox", code="prompt_empty")
@@ -61,12 +62,15 @@ class CocoAnnotation:
         x, y, width, height = map(float, value)
         if width <= 0 or height <= 0:
             raise PromptError(f"its bbox is {width:g} px wide and {height:g} px high", code="prompt_inverted")
-        return x, y, x + width, y + height
+        corners = x, y, x + width, y + height
+        _refuse_shares("bbox", Prompt(box=corners))
+        return corners
 
     def mask(self, size: tuple[int, int] | None) -> RLE:
         """Its `segmentation`. size: (width, height) px of the picture, if it is known; polygons cannot do without.
 
-        Raises PromptError: `prompt_empty` (none, or without a pixel), `prompt_mask_size` (an RLE of another picture), `prompt_mask`.
+        Raises PromptError: `prompt_empty` (none, or without a pixel), `prompt_mask_size` (an RLE of another picture), `prompt_shares`
+        (corners are shares of the sides, no pixels), `prompt_mask`.
         """
         value = self.raw.get("segmentation")
         if value is None or value in ([], {}):
@@ -134,7 +138,7 @@ class CocoImage:
 class Document:
     """A whole file. images: in file order, each with its annotations in file order. has_annotations: whether it has such a key.
 
-    lost: annotations of no image of the file, by what is wrong; examples: of these, for a message.
+    lost: annotations of no image of the file, and categories without a name, by what is wrong; examples: of the former, for a message.
     """
 
     path: str
@@ -155,12 +159,15 @@ def read_document(path: str, s3: S3Options | None = None) -> Document:
     Raises SourceError when it cannot be read, is of another kind, or gives one id to two images or categories.
     """
     document = _load(path, s3 or S3Options())
-    categories = _names(path, "category", _entries(path, document, "categories"))
+    named = _entries(path, document, "categories")
+    categories = _names(path, "category", named)
     licenses = _names(path, "license", _entries(path, document, "licenses"))
     images = [_image(entry, place, licenses) for place, entry in enumerate(document["images"], start=1)]
     if images and not any(map(_is_record, document["images"])):
         raise SourceError(f"{path} is not COCO: every entry of `images` is an object whose ids are numbers or text")
     found = Document(path, images, "annotations" in document)
+    if nameless := sum(not _is_named(entry) for entry in named):
+        found.lost["category without an id and a name"] = nameless
     by_key = _by_key(path, images)
     for entry in _entries(path, document, "annotations"):
         if not isinstance(entry, Mapping):
@@ -189,7 +196,17 @@ def id_key(value: Any) -> str | None:
 def _polygons(value: Any, size: tuple[int, int] | None) -> RLE:
     if size is None:
         raise ValueError("polygons need the picture's `width` and `height`, which the file does not say")
-    return parse_polygons(value, size[1], size[0])
+    mask = parse_polygons(value, size[1], size[0])
+    corners = [corner for polygon in value for corner in zip(polygon[0::2], polygon[1::2], strict=True)]
+    _refuse_shares("segmentation", Prompt(points=corners))
+    return mask
+
+
+def _refuse_shares(name: str, shape: Prompt) -> None:
+    try:
+        refuse_shares(shape)
+    except PromptRefusedError as error:
+        raise PromptError(f"its {name}: {error}", code=error.code) from error
 
 
 def _load(path: str, s3: S3Options) -> dict[str, Any]:
@@ -254,14 +271,21 @@ def _names(path: str, what: str, entries: Sequence[Any]) -> dict[str, str]:
     """Id -> name. An entry without either is passed over: what refers to it has no name then."""
     names: dict[str, str] = {}
     for entry in entries:
-        key = id_key(entry.get("id")) if isinstance(entry, Mapping) else None
-        name = entry.get("name") if key is not None else None
-        if key is None or not isinstance(name, (str, int, float)) or name == "":
+        if not _is_named(entry):
             continue
-        text = str(plain(str(name)))
+        key, text = str(id_key(entry["id"])), str(plain(str(entry["name"])))
         if names.setdefault(key, text) != text:
             raise SourceError(f"{path}: two entries have the {what} id {key}: {names[key]!r} and {text!r}; give each its own")
     return names
+
+
+def _is_named(entry: Any) -> bool:
+    return (
+        isinstance(entry, Mapping)
+        and id_key(entry.get("id")) is not None
+        and isinstance(name := entry.get("name"), (str, int, float))
+        and name != ""
+    )
 
 
 def _image(entry: Any, place: int, licenses: Mapping[str, str]) -> CocoImage:
@@ -317,5 +341,7 @@ def _by_key(path: str, images: Sequence[CocoImage]) -> dict[str, CocoImage]:
 def _annotation(entry: Mapping[str, Any], categories: Mapping[str, str]) -> CocoAnnotation:
     category = id_key(entry.get("category_id"))
     crowd = entry.get("iscrowd")
-    is_crowd = bool(whole_number(crowd)) if isinstance(crowd, (str, float)) else bool(crowd)
+    if isinstance(crowd, str):
+        crowd = crowd.strip().lower() == "true" or whole_number(crowd)
+    is_crowd = bool(whole_number(crowd)) if isinstance(crowd, float) else bool(crowd)
     return CocoAnnotation(entry, id_key(entry.get("id")), categories.get(category) if category else None, is_crowd)

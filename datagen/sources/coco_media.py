@@ -1,8 +1,9 @@
 """Where the pictures of a COCO file are: tools write names for their own machine, and folders are moved.
 
 Tried in this order: the name as it stands; with `/` for Windows' `\\`; the last two parts of a URL or of another machine's path, then
-the last alone, unless two names of the file end so. Each below `source.media_root` where the job sets it. Else beside the file; then,
-when the file lies in a folder such as `annotations`, beside that folder; and last, where only one of the folders there has it, in that.
+the last alone, unless two names of the file end so. Whole paths of this machine are what they are; the others are looked for below
+`source.media_root` where the job sets it. Else beside the file; then, when the file lies in a folder such as `annotations`, beside that
+folder; and last, where only one of the folders there has it, in that.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from datagen.errors import SourceError
 from datagen.job import S3Options
 from datagen.remote import is_remote, joined, version_of
 from datagen.sources.coco_document import CocoImage
-from datagen.sources.uris import Roots
+from datagen.sources.uris import Roots, inside, path_of_uri
 
 _WINDOWS = re.compile(r"^[A-Za-z]:[\\/]|^\\\\")
 _URL = re.compile(r"^https?://[^/]*/", re.IGNORECASE)
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+_FILE_URI = re.compile(r"^file://", re.IGNORECASE)
+# How Label Studio names a file of its own machine: the path below its root stands in the query.
+_LABEL_STUDIO = re.compile(r"^(?:https?://[^/]*)?/data/local-files/\?d=([^&#]+)", re.IGNORECASE)
 # What is named so lies beside the pictures' folders; beside any other folder, another data set may lie.
 _OF_ANNOTATIONS = re.compile(r"^(ann|anno|annotation|label|json)s?([_-].*)?$", re.IGNORECASE)
 _MOST_FOLDERS = 200
@@ -59,6 +64,8 @@ class MediaFinder:
         given, url = image.text("file_name"), image.text("coco_url")
         if not given and not url:
             return Place("")
+        if is_remote(given) or inside(given) or self._is_here(given):
+            return Place(given)
         ends = [end for name in (given, url) for end in _ends(name) if len(self._ends_of[end]) == 1]
         names = list(dict.fromkeys([*_spellings(given), *ends]))
         if not names:
@@ -80,9 +87,19 @@ class MediaFinder:
             return [root]
         return [root, above]
 
+    def _is_here(self, given: str) -> bool:
+        """Whether it is the whole path of a file of this machine. Outside of what the job allows nobody looks."""
+        path = _path(given)
+        if not path or not self.roots.local_allowed or (self.roots.confined and not path.startswith(self.roots.root.rstrip("/") + "/")):
+            return False
+        return self._is_there("", path)
+
     def _only_one(self, names: Sequence[str], given: str) -> Place:
         """In a folder below; in none where several have it."""
-        first, option = os.path.join(self.roots.root, names[0]), "set source.media_root to the folder that the file's names start from"
+        first, option = (
+            given if _path(given) else os.path.join(self.roots.root, names[0]),
+            "set source.media_root to the folder that the file's names start from",
+        )
         for name in names:
             found = [folder for folder in self._below() if self._is_there(folder, name)]
             if len(found) > 1:
@@ -133,12 +150,29 @@ def _spellings(name: str) -> Iterator[str]:
             yield posixpath.normpath(name.replace("\\", "/"))
 
 
+def _path(name: str) -> str:
+    """The whole path that a name is, normalised, empty where it is none."""
+    if not name.startswith("/") and not _FILE_URI.match(name):
+        return ""
+    try:
+        return os.path.abspath(path_of_uri(name))
+    except SourceError:  # Roots says why
+        return ""
+
+
 def _ends(name: str) -> Iterator[str]:
-    """What may be left of a name that begins on another machine: of a URL, or of a path on Windows."""
-    if _URL.match(name):
-        yield from _tails(_URL.sub("", name).partition("?")[0].partition("#")[0])
+    """What may be left of a name that begins on another machine: of a URL, or of a whole path."""
+    if studio := _LABEL_STUDIO.match(name):
+        yield unquote(studio[1]).lstrip("/")
+        yield from _tails(unquote(studio[1]))
+    elif _URL.match(name):
+        path = _URL.sub("", name).partition("?")[0].partition("#")[0]
+        for spelling in dict.fromkeys((path, unquote(path))):
+            yield from _tails(spelling)
     elif _WINDOWS.match(name):
         yield from _tails(name.replace("\\", "/"))
+    else:
+        yield from _tails(_path(name))
 
 
 def _tails(path: str) -> Iterator[str]:

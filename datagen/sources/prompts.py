@@ -70,7 +70,7 @@ class Given:
         """Make these the prompts of an asset. Raises ValueError when none of those that were given can be used."""
         if self.num > MAX_PROMPTS:
             raise PromptRefusedError(f"it has {self.num} prompts; at most {MAX_PROMPTS} are read", ROW_TOO_LARGE)
-        asset.dropped = dict(self.dropped)
+        asset.dropped, asset.problem = dict(self.dropped), self.problem
         asset.prompts = self.prompts or None
         if self.dropped and not self.prompts:
             counts = ", ".join(f"{count} {code}" for code, count in sorted(self.dropped.items()))

@@ -67,6 +67,13 @@ def numbers(report):
 LISTED = {"coco_image_id": 1, "coco_annotations": [{"id": IDS[name]} for name in BOXES]}
 
 
+def test_two_entries_of_one_file_are_one_picture_however_it_is_spelled(tmp_path):
+    found = write_samples(tmp_path / "found", [image("a.png", [asked(n, name) for n, name in enumerate(BOXES)])])
+    images = [{"id": n, "file_name": name, "width": SIDE, "height": SIDE} for n, name in enumerate(["a.png", "./a.png", "x/../a.png"])]
+    report = evaluate(found, coco(tmp_path, [annotation("left", 0), annotation("right", 1), annotation("small", 2)], images))
+    assert (report["images"], numbers(report)) == (1, (1, 1))
+
+
 @pytest.mark.parametrize("order", [["left", "right", "small"], ["small", "right", "left"]])
 @pytest.mark.parametrize("version", [1, 2])
 def test_the_order_of_gold_does_not_matter(tmp_path, order, version):

@@ -51,6 +51,16 @@ def test_bad_prompts_fail_and_empty_lists_are_empty(step):
     assert (nothing.status, nothing.tokens) == ("empty", None)
 
 
+def test_prompts_that_the_source_refused_are_named_where_none_is_left(step):
+    given = sample("a", [])
+    given.asset.dropped, given.asset.problem = {"prompt_mask": 2}, "annotation 7: no polygon"
+    [result] = step.process([given])
+    assert (result.failure.code, result.failure.message) == (
+        "prompt_mask",
+        "none of its 2 prompts can be used (2 prompt_mask); annotation 7: no polygon",
+    )
+
+
 def test_a_bad_prompt_costs_itself_and_a_mask_alone_is_the_answer(step):
     mask = encode_mask(np.eye(50, 90, dtype=bool))
     prompts = [Prompt(box=(99, 99, 120, 120)), Prompt(mask=mask), Prompt(points=[(5, 5)], labels=[0]), Prompt(box=(80, 10, 200, 30))]

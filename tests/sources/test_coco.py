@@ -113,6 +113,8 @@ POOR = [
     ({"bbox": [1, 2, float("nan"), 1]}, "box", "prompt_nan"),
     ({"bbox": [1, 2, float("inf"), 1]}, "box", "prompt_outside"),
     ({"bbox": [HUGE, 2, 1, 1]}, "box", "prompt_outside"),
+    ({"bbox": [0.25, 0.5, 0.5, 0.25]}, "box", "prompt_shares"),
+    ({"segmentation": [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]]}, "mask", "prompt_shares"),
     ({"segmentation": []}, "mask", "prompt_empty"),
     ({"segmentation": [[1, 2, 3, 4]]}, "mask", "prompt_mask"),
     ({"segmentation": [[128.0, 28.0], POLYGON]}, "mask", "prompt_mask"),
@@ -184,6 +186,33 @@ def test_a_polygon_needs_the_pictures_size(tmp_path):
     path = coco(tmp_path, annotation(1), images=[{"id": 1, "file_name": "a.jpg", "width": None, "height": 0}])
     (asset,) = source_of(path, coco_prompt="mask")
     assert (asset.stated_size, asset.prompts, asset.dropped) == (None, [], {"prompt_mask": 1})
+    assert asset.problem == "annotation 1: polygons need the picture's `width` and `height`, which the file does not say"
+
+
+def test_corners_instead_of_sides_are_refused_where_they_can_only_be_that(tmp_path):
+    corners = [[7, 1, 11, 7], [6, 4, 12, 8], [8, 2, 12.5, 6], [1, 1, 2, 2]]
+    path = coco(tmp_path, *(annotation(n, bbox=box) for n, box in enumerate(corners)))
+    with pytest.raises(SourceError, match=r"3 of its 4 boxes reach out .* none does as \[x1, y1, x2, y2\], such as \[7, 1, 11, 7\]"):
+        source_of(path)
+    assert len(next(iter(source_of(path, coco_prompt="mask"))).prompts) == 4
+    for others in (corners[1:], [*corners, [5, 5, 2, 2]]):  # two alone may be annotated so; and one that is none as corners
+        first, _ = source_of(coco(tmp_path, *(annotation(n, bbox=box) for n, box in enumerate(others))))
+        assert len(first.prompts) == len(others)
+
+
+@pytest.mark.parametrize(
+    ("written", "is_crowd"), [("true", True), ("True", True), ("1", True), ("false", False), ("0", False), (1.0, True)]
+)
+def test_crowds_are_known_however_they_are_written(tmp_path, written, is_crowd):
+    first, _ = source_of(coco(tmp_path, annotation(1, iscrowd=written), annotation(2)))
+    assert first.dropped == ({"crowd": 1} if is_crowd else {})
+
+
+def test_categories_without_an_id_or_a_name_are_told(tmp_path):
+    source = source_of(coco(tmp_path, annotation(1), categories=["dog", {"name": "cat"}, {"id": 3, "name": "bird"}]))
+    first, _ = source
+    assert first.extra["coco_annotations"][0]["category"] == "bird"
+    assert source.skipped == {"category without an id and a name": 2}
 
 
 @pytest.mark.parametrize("written", [7, "7", " 7", 7.0])
@@ -284,6 +313,11 @@ def test_the_url_says_which_of_two_folders(tmp_path):
         {"file_name": ".\\val2017\\0001.jpg"},
         {"file_name": "C:\\data\\coco\\val2017\\0001.jpg"},
         {"file_name": "http://example.org/val2017/0001.jpg?size=large"},
+        {"file_name": "/home/somebody/coco/val2017/0001.jpg"},
+        {"file_name": "file:///home/somebody/coco/val2017/0001.jpg"},
+        {"file_name": "/data/local-files/?d=val2017/0001.jpg"},
+        {"file_name": "http://localhost:8080/data/local-files/?d=val2017%2F0001.jpg"},
+        {"file_name": "http://example.org/data/upload/val%32017/0001.jpg"},
         {"coco_url": "http://images.cocodataset.org/val2017/0001.jpg"},
     ],
 )
@@ -294,6 +328,25 @@ def test_names_of_another_machine_are_found_below(tmp_path, image):
         (asset,) = source_of(path, **options)
         assert (asset.uri, asset.failure) == (str(tmp_path / "val2017/0001.jpg"), None)
         assert len(asset.prompts) == 1
+
+
+def test_a_whole_path_of_this_machine_or_a_bucket_is_what_it_is(tmp_path):
+    url = "http://images.cocodataset.org/val2017/0001.jpg"
+    here, bucket = str(tmp_path / "pictures/0001.jpg"), "s3://pictures/0001.jpg"
+    images = [{"id": n, "file_name": name, "coco_url": url} for n, name in enumerate([here, bucket])]
+    path = coco(tmp_path / "annotations", annotation(1, 0), images=images)
+    for name in ("pictures/0001.jpg", "val2017/0001.jpg", "annotations/0001.jpg"):
+        picture(tmp_path / name)
+    assert [asset.uri for asset in source_of(path)] == [here, bucket]
+
+
+def test_a_whole_path_that_is_nowhere_keeps_its_uri_and_names_the_option(tmp_path):
+    path = coco(tmp_path, images=[{"id": 1, "file_name": "/home/somebody/coco/gone.jpg"}])
+    (asset,) = source_of(path)
+    assert (asset.uri, asset.failure.code) == ("/home/somebody/coco/gone.jpg", "missing_file")
+    assert "source.media_root" in asset.failure.message
+    (asset,) = source_of(path, media_root=str(tmp_path))
+    assert asset.failure.code == "refused_uri"
 
 
 def test_two_names_that_end_alike_are_never_one_file(tmp_path):
