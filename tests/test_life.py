@@ -14,6 +14,7 @@ from video_files import clip
 
 from datagen.check import check_dataset
 from datagen.errors import EngineDiedError
+from datagen.interrupts import interrupt_main_thread
 from datagen.life import Minder, alive, elsewhere
 from datagen.run import run_job
 
@@ -112,9 +113,7 @@ def test_errors_and_ctrl_c_reach_the_caller() -> None:
         finally:
             ended.set()
 
-    import _thread
-
-    threading.Timer(0.5, _thread.interrupt_main).start()
+    threading.Timer(0.5, interrupt_main_thread).start()
     with pytest.raises(KeyboardInterrupt):
         minder.run(long)
     assert ended.wait(60)
