@@ -29,7 +29,7 @@ from s3_server import CREDENTIALS, moto_server, new_bucket
 from datagen.assemble import region_row
 from datagen.check import check_dataset
 from datagen.ids import asset_id_of
-from datagen.job import Job, S3Options, WriteOptions
+from datagen.job import DescribeOptions, Job, S3Options, WriteOptions
 from datagen.records import Asset, Prompt, Region, Sample, Text
 from datagen.s3 import client
 from datagen.write import RunRecord, Store, done_assets, open_store, prepare_output, publish_part, stage_part
@@ -66,13 +66,15 @@ def make_regions() -> list[Region]:
 def write_dataset(store: Store, num_assets: int, regions_every: int, assets_per_part: int = WriteOptions().assets_per_part) -> None:
     """Assets `0.jpg`, `1.jpg`, ..."""
     options, regions = WriteOptions(assets_per_part=assets_per_part), make_regions()
-    record = RunRecord.new(Job())
-    prepare_output(store, Job())
+    job = Job(describe=DescribeOptions(tasks=("label", "caption")))
+    record = RunRecord.new(job)
+    prepare_output(store, job)
     record.write(store, status="finished")
     for start in range(0, num_assets, options.assets_per_part):
         samples = []
         for index in range(start, min(start + options.assets_per_part, num_assets)):
             sample = Sample(index, Asset(asset_id_of(f"{index}.jpg"), f"{index}.jpg"), width=WIDTH, height=HEIGHT)
+            sample.size_bytes, sample.sha256 = 100_000, "ab" * 32
             if index % regions_every == 0:
                 sample.regions = regions
             samples.append(sample)
