@@ -48,8 +48,8 @@ def _brand(data: bytes) -> str | None:
 def is_cut(data: bytes, pillow_says: str) -> bool:
     """Whether a file that failed to decode ends too early, rather than holding wrong bytes.
 
-    PNG, WebP, TIFF and files of boxes state their lengths, which is trusted over Pillow's message: after garbage Pillow too reads past
-    the end.
+    PNG, WebP, TIFF, files of boxes and the header of a JPEG state their lengths, which is trusted over Pillow's message: after garbage
+    Pillow too reads past the end.
     """
     match claimed_format(data):
         case "PNG":
@@ -59,6 +59,8 @@ def is_cut(data: bytes, pillow_says: str) -> bool:
         case "TIFF" if int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big") >= len(data):
             return True
         case "AVIF" | "HEIF" if _boxes_are_cut(data):
+            return True
+        case "JPEG" if _jpeg_header_is_cut(data):
             return True
         case "JPEG2000":
             return not data.rstrip(b"\0").endswith(b"\xff\xd9")  # the end mark of its stream
@@ -79,6 +81,19 @@ def webp_pixels(data: bytes) -> int:
         case b"VP8 ":
             return (int.from_bytes(data[26:28], "little") & 0x3FFF) * (int.from_bytes(data[28:30], "little") & 0x3FFF)
     return 0
+
+
+def _jpeg_header_is_cut(data: bytes) -> bool:
+    """Whether it breaks off before the first scan."""
+    position = 2
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:
+            return False
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == 0xDA:
+            return False
+        position += 1 if marker == 0xFF else 2 + length
+    return True
 
 
 def _boxes_are_cut(data: bytes) -> bool:

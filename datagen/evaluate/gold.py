@@ -11,6 +11,7 @@ from datagen.errors import PromptError, SourceError
 from datagen.evaluate.items import Item, Medium, TrackItem, items_of, media_of, tracks_of
 from datagen.evaluate.matching import path_parts
 from datagen.job import S3Options
+from datagen.masks import Box
 from datagen.records import RLE
 from datagen.sources.coco_document import CocoAnnotation, CocoImage, Document, id_key, read_document
 from datagen.sources.rows import absolute
@@ -169,7 +170,7 @@ def _truth(group: list[CocoImage], size: Size | None) -> Truth:
             truth.crowds += [mask] if mask is not None else []
             truth.crowd_ids |= {annotation.key} if annotation.key is not None else set()
         else:
-            truth.items.append(Item(number, mask, _coco_texts(annotation), id=annotation.key, box=_box(annotation)))
+            truth.items.append(Item(number, mask, _coco_texts(annotation), id=annotation.key, box=_box(annotation, size)))
     return truth
 
 
@@ -181,11 +182,16 @@ def _mask(annotation: CocoAnnotation, size: Size | None) -> RLE | None:
     return annotation.mask(size)
 
 
-def _box(annotation: CocoAnnotation) -> tuple[float, float, float, float] | None:
+def _box(annotation: CocoAnnotation, size: Size | None) -> Box | None:
+    """As it is asked: cut to the picture. None where the mask's own is as good."""
     try:
-        return annotation.box()
-    except PromptError:  # the mask has one
+        x1, y1, x2, y2 = annotation.box()
+    except PromptError:
         return None
+    if size is None:
+        return x1, y1, x2, y2
+    cut = max(x1, 0.0), max(y1, 0.0), min(x2, float(size[0])), min(y2, float(size[1]))
+    return cut if cut[0] < cut[2] and cut[1] < cut[3] else None
 
 
 def _coco_texts(annotation: CocoAnnotation) -> dict[str, list[str]]:

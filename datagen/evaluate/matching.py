@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from datagen.errors import SourceError
 from datagen.evaluate.items import Medium
+from datagen.sources.coco_media import label_studio_path
 
 _CELL = re.compile(r"/?([^/]+\.(?:parquet|arrow))#", re.IGNORECASE)
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -52,6 +53,7 @@ def _by_path(gold: Sequence[Medium], found: Sequence[Medium], what: str) -> dict
 def path_parts(name: str) -> list[str]:
     """The parts of a path, URI or URL, also as Windows writes it. A member of an archive goes on from the archive's path; a cell of a
     table is one part together with its file, since all tables have a row 0."""
+    name = label_studio_path(name) or name
     scheme = _SCHEME.match(name)
     if scheme and scheme[1].lower() in ("file", "http", "https"):
         name = unquote(name.partition("?")[0]) if scheme[1].lower() != "file" else unquote(name)

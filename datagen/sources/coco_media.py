@@ -26,7 +26,6 @@ _WINDOWS = re.compile(r"^[A-Za-z]:[\\/]|^\\\\")
 _URL = re.compile(r"^https?://[^/]*/", re.IGNORECASE)
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _FILE_URI = re.compile(r"^file://", re.IGNORECASE)
-# How Label Studio names a file of its own machine: the path below its root stands in the query.
 _LABEL_STUDIO = re.compile(r"^(?:https?://[^/]*)?/data/local-files/\?d=([^&#]+)", re.IGNORECASE)
 # What is named so lies beside the pictures' folders; beside any other folder, another data set may lie.
 _OF_ANNOTATIONS = re.compile(r"^(ann|anno|annotation|label|json)s?([_-].*)?$", re.IGNORECASE)
@@ -150,6 +149,12 @@ def _spellings(name: str) -> Iterator[str]:
             yield posixpath.normpath(name.replace("\\", "/"))
 
 
+def label_studio_path(name: str) -> str:
+    """How Label Studio names a file of its own machine is by a query: the path below its root, else an empty text."""
+    found = _LABEL_STUDIO.match(name)
+    return unquote(found[1]).lstrip("/") if found else ""
+
+
 def _path(name: str) -> str:
     """The whole path that a name is, normalised, empty where it is none."""
     if not name.startswith("/") and not _FILE_URI.match(name):
@@ -162,9 +167,9 @@ def _path(name: str) -> str:
 
 def _ends(name: str) -> Iterator[str]:
     """What may be left of a name that begins on another machine: of a URL, or of a whole path."""
-    if studio := _LABEL_STUDIO.match(name):
-        yield unquote(studio[1]).lstrip("/")
-        yield from _tails(unquote(studio[1]))
+    if below := label_studio_path(name):
+        yield below
+        yield from _tails(below)
     elif _URL.match(name):
         path = _URL.sub("", name).partition("?")[0].partition("#")[0]
         for spelling in dict.fromkeys((path, unquote(path))):

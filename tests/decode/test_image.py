@@ -261,6 +261,11 @@ def test_cut_files_are_truncated(image_format, share):
     assert code_of(data[: int(len(data) * share)]) == "truncated"
 
 
+@pytest.mark.parametrize("length", [3, 20, 100, 600])
+def test_a_jpeg_cut_in_its_header_is_truncated(length):
+    assert code_of(encoded(noise(), "JPEG")[:length]) == "truncated"
+
+
 def test_damage_is_not_truncation():
     junk = bytes(range(256)) * 4
     assert code_of(png_header(64, 48) + junk) == "corrupt"

@@ -67,6 +67,19 @@ def numbers(report):
 LISTED = {"coco_image_id": 1, "coco_annotations": [{"id": IDS[name]} for name in BOXES]}
 
 
+def test_a_box_that_leaves_the_picture_is_known_as_it_was_asked(tmp_path):
+    wide = {"bbox": [-30, 0, 40, 10]}  # of LEFT, whose prompt was cut to the picture
+    found = write_samples(tmp_path / "found", [image("a.png", [asked(0, "left", mask=RIGHT, prompt_id="11")])])
+    report = evaluate(found, coco(tmp_path, [annotation("left", **wide), annotation("right")]))
+    assert (report["objects"], report["missing_objects"], numbers(report)) == (2, 1, (0, 0.5))
+
+
+def test_label_studios_names_are_paths(tmp_path):
+    found = write_samples(tmp_path / "found", [image("pics/a.png", [asked(n, name) for n, name in enumerate(BOXES)])])
+    images = [{"id": 1, "file_name": "/data/local-files/?d=pics%2Fa.png", "width": SIDE, "height": SIDE}]
+    assert numbers(evaluate(found, coco(tmp_path, [annotation(name) for name in BOXES], images))) == (1, 1)
+
+
 def test_two_entries_of_one_file_are_one_picture_however_it_is_spelled(tmp_path):
     found = write_samples(tmp_path / "found", [image("a.png", [asked(n, name) for n, name in enumerate(BOXES)])])
     images = [{"id": n, "file_name": name, "width": SIDE, "height": SIDE} for n, name in enumerate(["a.png", "./a.png", "x/../a.png"])]

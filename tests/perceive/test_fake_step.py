@@ -63,14 +63,14 @@ def test_prompts_that_the_source_refused_are_named_where_none_is_left(step):
 
 def test_a_bad_prompt_costs_itself_and_a_mask_alone_is_the_answer(step):
     mask = encode_mask(np.eye(50, 90, dtype=bool))
-    prompts = [Prompt(box=(99, 99, 120, 120)), Prompt(mask=mask), Prompt(points=[(5, 5)], labels=[0]), Prompt(box=(80, 10, 200, 30))]
+    prompts = [Prompt(box=(99, 99, 120, 120)), Prompt(mask=mask), Prompt(points=[(5, 5)], labels=[]), Prompt(box=(80, 10, 200, 30))]
     [result] = step.process([sample("a", prompts)])
     assert [(region.region_index, region.mask_source, region.flags) for region in result.regions] == [
         (1, "given", []),
         (3, "prompt", ["prompt_clipped"]),
     ]
     assert (result.regions[0].mask, result.regions[0].box_xyxy, result.regions[0].area_px) == (mask, (0, 0, 50, 50), 50)
-    assert result.dropped == {"prompt_outside": 1, "prompt_negative": 1}
+    assert result.dropped == {"prompt_outside": 1, "prompt_labels": 1}
     assert len(result.tokens.image) == 2
 
 
