@@ -16,7 +16,7 @@ from datagen.cluster.commands import add_commands
 from datagen.errors import DatagenError, JobError
 from datagen.interrupts import INTERRUPTED, STOPPED, sigterm_is_ctrl_c
 from datagen.job import ModelOptions
-from datagen.machine import settle, settle_streams
+from datagen.machine import settle, settle_streams, unwritten
 from datagen.printable import printable
 from datagen.redaction import redact
 from datagen.terminal import Screen
@@ -294,6 +294,12 @@ def main() -> None:
     except DatagenError as error:
         Screen(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(printable(redact(error.message), lines=True))}")
         sys.exit(error.exit_code)
+    except SystemExit as end:
+        if end.code or not (problem := unwritten()):
+            raise
+        message = f"not all of what was to be printed could be written: {problem}. The work itself is done."
+        Screen(stderr=True, highlight=False).print(f"[red]error:[/red] {escape(message)}")
+        sys.exit(JobError.exit_code)
 
 
 if __name__ == "__main__":

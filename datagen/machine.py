@@ -4,6 +4,7 @@ variables that Kubernetes makes of services, standard streams that are closed. M
 
 from __future__ import annotations
 
+import errno
 import getpass
 import os
 import re
@@ -21,6 +22,8 @@ _LONGEST_FOR_RAY = 36
 _LONGEST_FOR_VLLM = 64
 _SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 (a folder of one's own is made in it)
 # Kubernetes tells every container of every service: NAME_PORT=tcp://10.0.0.1:80. Libraries that take NAME_PORT for a number of theirs fail.
+# Of a stream whose reader has left: a pipe that is closed, a terminal that is gone.
+_READER_LEFT = (errno.EPIPE, errno.EIO)
 _SERVICE = re.compile(r"(?:tcp|udp|sctp)://.*")
 _THEIRS = re.compile(r"(?:RAY|VLLM|MASTER|TORCH|NCCL|GLOO|CUDA|HF|OMP|MKL)(?:_.*)?_PORT")
 
@@ -123,8 +126,8 @@ def _can_make(folder: Path) -> bool:
 
 
 def settle_streams() -> None:
-    """Standard streams that can be written whatever happens: closed ones go nowhere, a reader that has left is no error, and characters
-    that the terminal cannot show are written as escapes.
+    """Standard streams that can be written whatever happens: closed ones go nowhere, a reader that has left is no error, a full disk costs
+    what is said and not the work (unwritten() tells), and characters that the terminal cannot show are written as escapes.
     """
     for number in range(3):
         try:
@@ -140,11 +143,24 @@ def settle_streams() -> None:
             setattr(sys, name, Unbroken(stream))
 
 
+def unwritten() -> str | None:
+    """What kept standard output from being written, in words; None when all of it is, or its reader has left."""
+    stream = sys.stdout
+    if not isinstance(stream, Unbroken):
+        return None
+    stream.flush()
+    return stream.problem
+
+
 class Unbroken:
-    """A stream whose reader may leave: what nobody reads any more is dropped, and the exit code is that of the work."""
+    """A stream whose reader may leave: what nobody reads any more is dropped, and the exit code is that of the work.
+
+    problem: why text was dropped that somebody may still want, as on a full disk.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self.problem: str | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -156,8 +172,8 @@ class Unbroken:
         """Write, or drop."""
         try:
             return int(self._stream.write(text))
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
             return len(text)
 
     def writelines(self, lines: Any) -> None:
@@ -169,10 +185,12 @@ class Unbroken:
         """Flush, or drop."""
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
 
-    def _drop(self) -> None:
+    def _drop(self, error: OSError) -> None:
+        if error.errno not in _READER_LEFT:
+            self.problem = self.problem or error.strerror or str(error)
         # What is left in the buffer would fail once more when the interpreter ends.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())

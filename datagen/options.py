@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from datagen.errors import JobError
 
@@ -60,9 +60,25 @@ _Loader.add_constructor(_OCTAL, _refuse_octal)
 
 
 class Options(BaseModel):
-    """Base of all option groups: frozen, and unknown keys are errors."""
+    """Base of all option groups: frozen, unknown keys are errors, and true and false are no numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_as_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields.get(info.field_name or "")
+        kinds = _kinds(field.annotation) if field else set()
+        some = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+        if bool not in kinds and kinds & {int, float} and any(isinstance(one, bool) for one in some):
+            raise ValueError("a number is expected, and true or false is none")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types that a field takes, also those inside of unions, lists and mappings."""
+    inner = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    return set().union(*map(_kinds, inner)) if inner else {annotation}
 
 
 def read_yaml(path: str | Path, kind: str, hint: str = "") -> Any:

@@ -88,20 +88,21 @@ def redact_values(value: Any) -> Any:
 
 def redact_file(path: Path, temp: Path) -> None:
     """Redact a text file line by line, and make it printable; without anything to change it is not touched. temp: a path beside it."""
-    found, secrets = False, _environment_secrets()
+    secrets = _environment_secrets()
     as_is: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    with path.open(**as_is) as lines:
+        if all(_clean_line(line, secrets) == line for line in lines):
+            return
     with path.open(**as_is) as lines, temp.open("w", **as_is) as kept:
-        for line in lines:
-            text = line.rstrip("\r\n")
-            # Bytes that are no text stay what they are.
-            parts = _NO_TEXT.split(without_colour(_clean(text, secrets)))
-            clean = "".join(part if _NO_TEXT.fullmatch(part) else printable(part, lines=True) for part in parts) + line[len(text) :]
-            found |= clean != line
-            kept.write(clean)
-    if found:
-        temp.replace(path)
-    else:
-        temp.unlink()
+        kept.writelines(_clean_line(line, secrets) for line in lines)
+    temp.replace(path)
+
+
+def _clean_line(line: str, secrets: Sequence[str]) -> str:
+    text = line.rstrip("\r\n")
+    # Bytes that are no text stay what they are.
+    parts = _NO_TEXT.split(without_colour(_clean(text, secrets)))
+    return "".join(part if _NO_TEXT.fullmatch(part) else printable(part, lines=True) for part in parts) + line[len(text) :]
 
 
 def _clean(text: str, secrets: Sequence[str]) -> str:

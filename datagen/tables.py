@@ -7,6 +7,7 @@ column in the order of rows; of neither more than a few pages are in memory.
 from __future__ import annotations
 
 import json
+import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -251,7 +252,7 @@ class _ArrowTable:
     def __init__(self, file: str) -> None:
         import pyarrow as pa
 
-        source = pa.memory_map(file)
+        source = pa.memory_map(os.fsencode(file))  # a name may be no text
         if source.read(6) == b"ARROW1":
             reader = pa.ipc.open_file(source)
             self._batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]

@@ -14,9 +14,12 @@ from PIL import Image
 
 from datagen import machine
 from datagen.describe.overhear import Overheard
-from datagen.errors import ClusterError
+from datagen.errors import ClusterError, WriteError
 from datagen.machine import drop_services, ray_folder, settle, socket_folder
+from datagen.run.reporting import logged, no_screen
 from datagen.share import cache_folder
+from datagen.write.local import LocalStore
+from datagen.write.store import TEMP_PREFIX
 
 JOB = "version: 1\nperceive: {engine: fake}\ndescribe: {engine: fake}\nrun: {executor: inprocess}\n"
 
@@ -164,6 +167,8 @@ def shell(place: Path, line: str, **environment: str) -> subprocess.CompletedPro
         ("datagen run job.yaml -i p -o out && datagen stats out", {"PYTHONIOENCODING": "ascii"}),
         ("datagen run job.yaml -i p -o out", {"HOME": "/proc/nohome", "TERM": "dumb"}),
         ("unset HOME; datagen run job.yaml -i p -o out", {}),
+        ("datagen run job.yaml -i p -o out 2>/dev/full", {}),
+        ("datagen run job.yaml -i p -o out 2>/dev/full; datagen check out 2>/dev/full", {}),
         ("J=$PWD; cd /proc && datagen run $J/job.yaml -i $J/p -o $J/out", {}),
     ],
 )
@@ -176,6 +181,41 @@ def test_a_run_does_its_work_and_its_exit_code_is_that_of_the_work(place: Path, 
     assert not any(b"samples" in path.read_bytes() for path in (place / "out").rglob("*.parquet")), "nothing was printed into a table"
 
 
+@pytest.mark.parametrize("command", ["check", "stats --json", "status"])
+def test_what_could_not_be_printed_to_a_full_disk_is_no_success(place: Path, command: str) -> None:
+    said = shell(place, f"datagen run job.yaml -i p -o out && datagen {command} out >/dev/full")
+    assert said.returncode == 2
+    assert "No space left on device" in " ".join(said.stderr.split())
+    assert "Traceback" not in said.stderr
+    assert len(list((place / "out" / "assets").glob("*.parquet"))) == 1
+
+
+def test_a_log_that_cannot_be_redacted_is_removed_and_does_not_hide_what_ended_the_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "a-secret-of-the-tests")
+    store = LocalStore(place / "out")
+    log = place / "out" / "_datagen" / "logs" / "r.log"
+    (log.parent / f"{TEMP_PREFIX}r.log").mkdir(parents=True)  # the redacted text cannot be written
+
+    def fail() -> None:
+        with logged(store, "r", no_screen):
+            log.write_text("a-secret-of-the-tests")
+            raise WriteError("the disk is full")
+
+    with pytest.raises(WriteError, match="the disk is full"):
+        fail()
+    assert not log.exists()
+    assert "could not be redacted" in caplog.text
+
+
+@pytest.mark.parametrize("command", ["run job.yaml -i p -o", "check", "stats", "status", "plan job.yaml -i p -o"])
+def test_a_folder_whose_name_is_no_text_is_a_folder(place: Path, command: str) -> None:
+    done = shell(place, f'O=$(printf \'gr\\xfc\\xdfe/out\'); datagen run job.yaml -i p -o "$O" && datagen {command} "$O"')
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert len(list((place / os.fsdecode(b"gr\xfc\xdfe") / "out" / "assets").iterdir())) == 1
+
+
 def test_a_terminal_that_cannot_show_a_character_sees_an_escape(place: Path) -> None:
     (place / "фото.jpg").write_bytes(b"")
     said = shell(place, "datagen run job.yaml -i фото.jpg -o out", PYTHONIOENCODING="ascii")
@@ -184,8 +224,9 @@ def test_a_terminal_that_cannot_show_a_character_sees_an_escape(place: Path) -> 
     assert "Traceback" not in said.stderr
 
 
-def test_a_current_folder_that_is_gone_is_said_in_one_line(place: Path) -> None:
-    line = "J=$PWD; mkdir gone; cd gone; rmdir ../gone; datagen run $J/job.yaml -i p -o out"
+@pytest.mark.parametrize("command", ["run $J/job.yaml -i p -o out", "check out", "stats .", "status out"])
+def test_a_current_folder_that_is_gone_is_said_in_one_line(place: Path, command: str) -> None:
+    line = f"J=$PWD; mkdir gone; cd gone; rmdir ../gone; datagen {command}"
     said = shell(place, line, PYTHONPATH=str(Path(__file__).parents[1]))
     assert said.returncode == 2
     assert "the current folder is not there any more" in " ".join(said.stderr.split())

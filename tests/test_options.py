@@ -3,7 +3,7 @@
 import pytest
 
 from datagen.errors import JobError
-from datagen.job import load_job
+from datagen.job import load_job, parse_job
 from datagen.options import parse_yaml
 
 VALUES = {
@@ -111,3 +111,21 @@ def test_deadlines_that_are_some(tmp_path, text):
     path = tmp_path / "job.yaml"
     path.write_text(f"run: {{budget: {{deadline: {text}}}}}\n")
     assert load_job(path).run.budget.deadline == text
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [
+        ("run", "retry_failed", True),
+        ("write", "assets_per_part", False),
+        ("run", "max_failed_fraction", True),
+        ("describe", "max_tokens", {"label": True}),
+    ],
+)
+def test_true_and_false_are_no_numbers(group, name, value):
+    with pytest.raises(JobError, match=rf"{group}\.{name}.*a number is expected"):
+        parse_job({group: {name: value}})
+
+
+def test_a_field_of_yes_and_no_takes_numbers_as_before():
+    assert parse_job({"perceive": {"drop_absent": 1}}).perceive.drop_absent is True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -15,7 +16,7 @@ from datagen.write.done import NOT_SAID, prompts_code, read_parts
 from datagen.write.parts import part_ids
 
 LOOKED_UP_AT_ONCE = 256
-_NAMES_KEPT = 4096
+_URIS_KEPT = 4096
 
 
 def todo_of(
@@ -36,8 +37,8 @@ def todo_of(
         if limit is not None and summary.todo >= limit:
             break
         summary.todo += 1
-        if len(summary.new_names) < _NAMES_KEPT:
-            summary.new_names.append(posixpath.basename(asset.uri))
+        if len(summary.new_uris) < _URIS_KEPT:
+            summary.new_uris.append(asset.uri)
         yield summary.todo - 1, asset
     summary.repeated = assets.repeated
     summary.all_listed = True
@@ -79,10 +80,18 @@ def what_changed(store: Store, summary: RunSummary, reprocess: bool) -> list[str
             f"{summary.redone} assets were done while source.reprocess_changed was off, when ids told no version of a file, so all of them "
             "are done again, beside the old rows. Leave the option as it was to do only what is new"
         )
-    if summary.new_names and not (summary.done_before or summary.changed_prompts or summary.redone):
-        summary.same_names = _num_known(store, summary.new_names, summary)
+    if summary.new_uris and not (summary.done_before or summary.changed_prompts or summary.redone):
+        summary.other_ids, summary.same_names = _num_known(store, summary)
+        if reprocess:  # then another id is what a changed file has
+            summary.other_ids = 0
+    count = len(summary.new_uris)
+    if summary.other_ids:
+        said.append(
+            f"nothing of this input is done, but {summary.other_ids} of its first {count} files are in the table under other ids, so they "
+            "are done again, beside the old rows: source.reprocess_changed was on for those, or a manifest gave another asset_id, or none. "
+            "Leave that as it was to do only what is new"
+        )
     if summary.same_names:
-        count = len(summary.new_names)
         said.append(
             f"nothing of this input is done, but {summary.same_names} of its first {count} files have the name of one that is in the table "
             "from another place. Ids are made from places, so moved files are done again, beside the old rows; a manifest that gives "
@@ -91,11 +100,16 @@ def what_changed(store: Store, summary: RunSummary, reprocess: bool) -> list[str
     return said
 
 
-def _num_known(store: Store, names: list[str], summary: RunSummary) -> int:
-    """How many of these are names of files that are in the table from another run's place."""
+def _num_known(store: Store, summary: RunSummary) -> tuple[int, int]:
+    """How many of the new files are in the table from another run, and of the others how many have the name of one that is."""
+    uris = set(summary.new_uris)
+    names = Counter(map(posixpath.basename, summary.new_uris))
     found: set[str] = set()
-    wanted = set(names)
+    elsewhere: set[str] = set()
     for table in read_parts(store, "assets", part_ids(store, "assets"), ["uri", "run_id"]):
         rows = zip(table["uri"].to_pylist(), table["run_id"].to_pylist(), strict=True)
-        found |= wanted & {posixpath.basename(uri) for uri, run_id in rows if run_id != summary.run_id}
-    return sum(name in found for name in names)
+        earlier = {uri for uri, run_id in rows if run_id != summary.run_id}
+        found |= earlier & uris
+        elsewhere |= names.keys() & {posixpath.basename(uri) for uri in earlier - uris}
+    known = Counter(map(posixpath.basename, found))
+    return known.total(), sum(names[name] - known[name] for name in elsewhere)

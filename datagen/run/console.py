@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PLAIN_EVERY_S = 10.0
 RATES_AFTER_S = 2.0
 SHOWN = 50
+_CHANGES = ("changed_prompts", "redone", "other_ids", "same_names")
 
 
 class _PrintableLine(logging.Formatter):
@@ -153,9 +154,9 @@ def print_run(console: Console, summary: RunSummary) -> None:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     counts = ", ".join(f"{summary.statuses[s]} {s}" for s in ("ok", "empty", "failed") if summary.statuses[s])
     table.add_row("assets", counts or "none finished")
-    for name, count in (("changed prompts", summary.changed_prompts), ("redone", summary.redone), ("same names", summary.same_names)):
-        if count:
-            table.add_row(name, str(count))
+    for name in _CHANGES:
+        if count := getattr(summary, name):
+            table.add_row(name.replace("_", " "), str(count))
     if summary.done_before:
         left = f"; {summary.failed_before} failed and are left alone" if summary.failed_before else ""
         table.add_row("before", f"{summary.done_before} done by earlier runs{left}")
@@ -245,7 +246,7 @@ def print_plan(console: Console, plan: dict[str, Any]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for key in ("input", "output", "listed", "done", "left", "parts"):
         table.add_row(key, shown(plan[key]))
-    for key in ("changed_prompts", "redone", "same_names"):
+    for key in _CHANGES:
         if plan[key]:
             table.add_row(key.replace("_", " "), str(plan[key]))
     if plan["skipped"]:

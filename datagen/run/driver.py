@@ -186,6 +186,7 @@ def plan_job(job: Job, see: Callable[[Asset], None] = lambda asset: None, *, clu
         "skipped": dict(source.skipped),
         "changed_prompts": summary.changed_prompts,
         "redone": summary.redone,
+        "other_ids": summary.other_ids,
         "same_names": summary.same_names,
         "parts": math.ceil(summary.todo / job.write.assets_per_part),
         "gpus": job.run.budget.gpus or resources.get("GPU", 0.0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from datagen.errors import ClusterError, StorageError
@@ -44,9 +44,20 @@ def logged(store: Store, run_id: str, screen: Screen) -> Iterator[Progress]:
             yield progress
     finally:
         if noise.exists():
-            redact_file(noise, folder / f"{TEMP_PREFIX}{run_id}.log")
+            _redact(noise, folder / f"{TEMP_PREFIX}{run_id}.log")
         if not is_local:
             _keep(store, [noise, events])
+
+
+def _redact(noise: Path, temp: Path) -> None:
+    """Redact a log. Where that fails, as on a full disk, the log is removed, and what ended the run is still what the run says."""
+    try:
+        redact_file(noise, temp)
+    except OSError as error:
+        with suppress(OSError):
+            temp.unlink(missing_ok=True)
+        noise.unlink(missing_ok=True)
+        logger.warning("%s could not be redacted (%s), so it is removed", noise, error.strerror)
 
 
 def _keep(store: Store, logs: list[Path]) -> None:

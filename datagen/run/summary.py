@@ -26,8 +26,9 @@ class RunSummary:
     failed_before: failed in earlier runs and left alone in this one.
 
     changed_prompts: done assets whose prompts differ from those of their row. redone: assets that were done under ids that do not tell a
-    file's version, and are done again as source.reprocess_changed is on now. new_names: file names of the first new
-    assets, where nothing of the input is done; same_names: how many of them are names of done files in another place.
+    file's version, and are done again as source.reprocess_changed is on now. new_uris: the first new assets;
+    where nothing of the input is done, other_ids says how many of them are files that are done under another id, same_names how many
+    have the name of a done file in another place.
 
     interrupted: by Ctrl-C or SIGTERM. stopped: what ended the run early in good order, in words. gpu_hours: of all GPUs of the machine or
     cluster since the run's start; cost: at run.budget.gpu_hour_price, None without one.
@@ -45,8 +46,9 @@ class RunSummary:
     repeated: int = 0
     changed_prompts: int = 0
     redone: int = 0
+    other_ids: int = 0
     same_names: int = 0
-    new_names: list[str] = field(default_factory=list, repr=False)
+    new_uris: list[str] = field(default_factory=list, repr=False)
     todo: int = 0
     parts: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
@@ -104,5 +106,5 @@ class RunSummary:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         values = {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
-        del values["new_names"]
+        del values["new_uris"]
         return values

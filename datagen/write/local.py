@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from datagen.errors import OutputBusyError, WriteError
+from datagen.paths import absolute
 from datagen.write.store import META, STAGING, TEMP_PREFIX, checked_path, owner_facts, refuse_foreign, who_is
 
 LOCK = f"{META}/lock"
@@ -38,7 +39,7 @@ class LocalStore:
     """Files under one folder. See Store for the contract."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = Path(absolute(os.fspath(root)))
 
     def __repr__(self) -> str:
         return f"LocalStore({str(self.root)!r})"
@@ -57,7 +58,7 @@ class LocalStore:
 
     def open_input(self, path: str) -> pa.NativeFile:
         """The file for random access."""
-        return pa.OSFile(str(self._resolve(path)), "rb")
+        return pa.OSFile(os.fsencode(self._resolve(path)), "rb")  # a name may be no text
 
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""

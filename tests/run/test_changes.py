@@ -95,6 +95,29 @@ def test_reprocess_changed_switched_on_is_said_before_and_after(root: Path) -> N
     assert run_job(job_of(root, "in", reprocess_changed=True)).redone == 0
 
 
+def test_reprocess_changed_switched_off_and_other_ids_are_said_by_name(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The files are where they were: nothing is said of another place."""
+    assert run_job(job_of(root, "in", reprocess_changed=True)).other_ids == 0
+    plan = plan_job(job_of(root, "in"))
+    assert (plan["left"], plan["other_ids"], plan["same_names"]) == (3, 3, 0)
+    print_plan(Console(width=400), plan)
+    assert "3 of its first 3 files are in the table under other ids" in capsys.readouterr().out
+    rows = [{"uri": f"in/{index}.png", "asset_id": str(index)} for index in range(2)] + [{"uri": "other/2.png", "asset_id": "x"}]
+    (root / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = run_job(job_of(root, "list.jsonl"))
+    assert (summary.other_ids, summary.same_names) == (2, 1)
+    assert sum("source.reprocess_changed was on for those" in warning for warning in summary.warnings) == 1
+
+
+def test_of_changed_files_nothing_is_said_but_that_they_changed(root: Path) -> None:
+    reprocess = job_of(root, "in", reprocess_changed=True)
+    assert run_job(reprocess).diff == {"new": 3}
+    for index in range(3):
+        Image.new("RGB", (41, 30), (60 * index, 90, 200)).save(root / "in" / f"{index}.png")
+    summary = run_job(reprocess)
+    assert (summary.diff, summary.warnings, summary.other_ids, summary.same_names) == ({"changed": 3}, [], 0, 0)
+
+
 def test_files_of_known_names_in_another_place_are_said(root: Path) -> None:
     assert run_job(job_of(root, "in")).same_names == 0
     shutil.copytree(root / "in", root / "moved")
