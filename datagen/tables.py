@@ -168,6 +168,11 @@ def column_of(schema: pa.Schema, wanted: str | None, file: str) -> str:
         return found[0]
     if found:
         message = f"{file} has several columns of pictures: {', '.join(found)}; say which one in source.image_column"
+    elif "uri" in schema.names:
+        message = (
+            f"{file} has a column `uri`, as manifests have, and none of pictures, as datasets have. A manifest is one file: put the tables "
+            f"of several into one, and name it as the input (or set source.kind to `webdataset` where the tars beside it are meant)"
+        )
     else:
         message = (
             f"{file} has no column of pictures (a struct of bytes and path, as Hugging Face datasets have it), and is no manifest, which "

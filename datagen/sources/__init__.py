@@ -147,18 +147,23 @@ def _kind_of_folder(folder: str, options: SourceOptions, s3: S3Options) -> str:
     else:
         files = (file.uri for file in remote_files(folder, s3, Counter()))
     try:
-        names = [file.lower() for file in islice(files, _LOOKED_AT)]
+        found = list(islice(files, _LOOKED_AT))
     except FileNotFoundError:
         return "folder"
+    names = [file.lower() for file in found]
     has_media = any(media_type_of(name) != "other" for name in names)
     types = {media_type_of(name) for name in names}
     if options.media == "video" and "video" not in types and any("/jpegimages" in name for name in names):
         return "frames"
     if has_media and not _REPOSITORY.fullmatch(folder):
         return "folder"
-    if any(name.endswith(TABLE_SUFFIXES) for name in names):
+    tables, tars = (any(name.endswith(suffixes) for name in names) for suffixes in (TABLE_SUFFIXES, (".tar", *COMPRESSED_SUFFIXES)))
+    if tables and tars:  # img2dataset writes a table of its metadata beside each tar
+        first = next(file for file in found if file.lower().endswith(TABLE_SUFFIXES))
+        return "dataset" if _has_pictures(first, options, s3) else "webdataset"
+    if tables:
         return "dataset"
-    return "webdataset" if any(name.endswith((".tar", *COMPRESSED_SUFFIXES)) for name in names) else "folder"
+    return "webdataset" if tars else "folder"
 
 
 def _has_pictures(path: str, options: SourceOptions, s3: S3Options) -> bool:

@@ -14,6 +14,7 @@ from datagen.sources.values import ROW_TOO_LARGE
 from datagen.tables import BadRow, Row
 
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+_INDEX = "Unnamed: 0"
 _TOO_LONG = "\0\n"  # stands for a line that was not read
 
 
@@ -59,7 +60,9 @@ class _Lines:
 
 
 def csv_rows(path: str, source: BinaryIO, max_chars: int) -> Iterator[tuple[int, Row]]:
-    """(number, row) of every row that is not blank, counted from 1 behind the header. max_chars: of one record; a longer row is refused.
+    """(number, row) of every row that is not blank (nor has separators alone), counted from 1 behind the header.
+
+    max_chars: of one record; a longer row is refused.
 
     Raises SourceError, with the line, for a file that is not read as it is meant.
     """
@@ -75,7 +78,7 @@ def csv_rows(path: str, source: BinaryIO, max_chars: int) -> Iterator[tuple[int,
             row: Row | None
             try:
                 fields = next(reader)
-                row = _row(header, fields, lines) if fields else None
+                row = _row(header, fields, lines) if any(fields) else None
             except StopIteration:
                 return
             except csv.Error as error:
@@ -93,7 +96,7 @@ def csv_rows(path: str, source: BinaryIO, max_chars: int) -> Iterator[tuple[int,
 
 def _first(path: str, reader: Iterator[list[str]], lines: _Lines) -> list[str]:
     try:
-        return next(reader, [])
+        return next((fields for fields in reader if fields), [])  # blank lines may stand before the header
     except csv.Error:
         _refuse_other_separators(path, lines.line.strip())
         raise
@@ -119,6 +122,8 @@ def _header(path: str, header: list[str]) -> list[str]:
                 f"{path}, line 1: {header[0]!r} is for a spreadsheet; begin with the names of the columns, separated by commas"
             )
         refuse_without_uri(path, header)
+    if len(header) > 1 and not header[0]:  # what pandas writes its index under, and how it calls it when it reads it
+        header = [_INDEX, *header[1:]]
     refuse_doubled(f"{path}, line 1,", [name for name in header if name])
     return header
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from datagen.records import Asset, Failure
 from datagen.sources.prompts import MAX_PROMPTS, Given, given_prompts
-from datagen.sources.rows import RowReader, extra_of, license_of
+from datagen.sources.rows import RowReader, explicit_id, extra_of, license_of
 from datagen.sources.values import plain
 from datagen.tables import BadRow, Row
 
@@ -148,6 +148,4 @@ def _same(row: Row) -> tuple[str, str] | None:
     uri = None if isinstance(row, BadRow) else row.get("uri")
     if isinstance(row, BadRow) or not isinstance(uri, str) or not uri.strip():
         return None
-    given = row.get("asset_id")
-    has_id = given is not None and given != "" and not (isinstance(given, float) and given != given)
-    return uri, str(given) if has_id else ""
+    return uri, explicit_id(row) or ""

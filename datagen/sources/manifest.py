@@ -15,7 +15,7 @@ from datagen.errors import SourceError
 from datagen.job import S3Options, SourceOptions
 from datagen.parquet_pages import batches, open_parquet
 from datagen.records import Asset
-from datagen.sources.columns import refuse_doubled, refuse_unread, refuse_without_uri
+from datagen.sources.columns import ASKING, nested, refuse_doubled, refuse_unread, refuse_without_uri
 from datagen.sources.csv_rows import csv_rows
 from datagen.sources.joining import assets_of, grouped, key_of, repeated
 from datagen.sources.rows import RowReader, absolute, open_source_file
@@ -36,7 +36,8 @@ class ManifestSource:
 
     Columns: `uri` (required), `asset_id`, `license`, `prompts`, or for a single prompt `box`, `points` with `labels`, `mask`, and of a
     video `frame` or `time_s`, and `object_id`; all others pass through. Columns that look like prompts and are none of these stop the job,
-    unless `source.pass_through` names them. An `asset_id` given here is kept as it is, also with `reprocess_changed`.
+    unless `source.pass_through` names them; those that hold such further in are counted in `skipped`, where a row has no prompts. An
+    `asset_id` given here is kept as it is, also with `reprocess_changed`.
     """
 
     def __init__(self, path: str, options: SourceOptions, s3: S3Options) -> None:
@@ -64,8 +65,16 @@ class ManifestSource:
     def __iter__(self) -> Iterator[Asset]:
         """Stream the assets. Raises SourceError when the file itself breaks off, or is not read as it is meant."""
         counts = repeated(key_of(row) for _, row in self._check_each(self._rows(keys_only=True)))
-        groups = ((0, rows) for rows in grouped(self._rows(), counts))
+        self.skipped.clear()
+        groups = ((0, rows) for rows in grouped(self._note_nested(self._rows()), counts))
         yield from chain.from_iterable(self._reader.assets(groups, lambda rows, _: assets_of(self._reader, rows)))
+
+    def _note_nested(self, rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
+        """The same rows; in `skipped` what of them holds boxes of other tools, where they ask for nothing else."""
+        for number, row in rows:
+            if isinstance(row, dict) and all(row.get(name) in (None, "", []) for name in ASKING):
+                self.skipped.update(nested(row, self._passed))
+            yield number, row
 
     def _rows(self, keys_only: bool = False) -> Generator[tuple[int, Row]]:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import hashlib
 import json
 import math
@@ -117,7 +118,7 @@ def parse_prompt(item: Any, media_type: str = "image") -> Prompt:
     """
     if not isinstance(item, Mapping):
         raise PromptRefusedError(f"found {shown(item)}; allowed: {_ALLOWED}")
-    given = {key: value for key, value in item.items() if value is not None}
+    given = {key: _as_floats(value) for key, value in item.items() if value is not None}
     if unknown := given.keys() - _KEYS:
         raise PromptRefusedError(f"unknown key {', '.join(sorted(str(key)[:40] for key in unknown))}; allowed: {', '.join(_KEYS)}")
     if media_type != "video" and (misplaced := [key for key in _VIDEO_ONLY if key in given]):
@@ -295,6 +296,15 @@ def _name(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not 0 < len(text := str(value)) <= _TEXT_CHARS:
         raise PromptRefusedError(f"id is a text or a whole number of at most {_TEXT_CHARS} characters, found {shown(value)}")
     return text.encode("utf-8", "replace").decode()
+
+
+def _as_floats(value: Any) -> Any:
+    """The same with floats for decimals, which tables may hold (DuckDB writes `[1.5, 2]` as such)."""
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    if isinstance(value, list) and len(value) <= MAX_POINTS and any(isinstance(one, (list, decimal.Decimal)) for one in value):
+        return [_as_floats(one) for one in value]
+    return value
 
 
 def _float(value: float) -> float:

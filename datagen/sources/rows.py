@@ -66,7 +66,7 @@ class RowReader:
             found = "it is empty" if uri is None or uri == "" else f"found {shown(uri)}"
             asset = self.unnamed(number, Failure("manifest_no_uri", f"{where} has no uri: {found}; give the path of a file"))
         else:
-            asset = self.located(uri, where, _explicit_id(row))
+            asset = self.located(uri, where, explicit_id(row))
         fill(asset, row, where, self.columns)
         return asset
 
@@ -99,8 +99,8 @@ def fill(asset: Asset, row: Mapping[str, Any], where: str, columns: Sequence[str
     columns: those with a meaning. lenient: see given_prompts. Where no prompt can be used, it fails with `manifest_bad_prompts`, and where
     its id can be none, with `manifest_bad_id`. where: the row, for messages. Returns what was asked for.
     """
-    own = _explicit_id(row)
-    problem = None if own is None else id_problem(own)
+    own = explicit_id(row)
+    problem = None if own is None else _id_problem(row["asset_id"], own)
     if problem:  # a row of its own, and never that of another id
         asset.asset_id = asset_id_of(f"{asset.uri}#asset_id={plain(ascii(own))}")
         asset.failure = asset.failure or Failure("manifest_bad_id", f"{where}: its asset_id {own!a:.80} cannot be used: {problem}")
@@ -165,6 +165,16 @@ def _root_of(manifest: str, media_root: str | None) -> str:
     return os.path.abspath(media_root)
 
 
-def _explicit_id(row: Mapping[str, Any]) -> str | None:
+def explicit_id(row: Mapping[str, Any]) -> str | None:
+    """The id that a row gives its asset, as text. A float of a whole number is that: pandas makes floats of numbers beside missing ones."""
     value = row.get("asset_id")
-    return None if value is None or value == "" or value != value else str(value)  # NaN is a missing number
+    if value is None or value == "" or value != value:  # NaN is a missing number
+        return None
+    number = whole_number(value) if isinstance(value, float) else None
+    return str(value if number is None else number)
+
+
+def _id_problem(value: Any, text: str) -> str | None:
+    if isinstance(value, (bool, bytes, list, tuple, Mapping)):
+        return f"it is of the type {type(value).__name__}; give a text or a whole number"
+    return id_problem(text)

@@ -2,7 +2,7 @@
 
 Members whose names are equal up to the first dot behind the last slash (the key) belong together and follow one another, as WebDataset has
 it: `000123.jpg`, `000123.json`, `000123.txt`. The `.json` is a manifest row without a `uri`, other JSON and `.txt` members are columns
-named by their extension.
+named by their extension. Where names have more dots, `img.01.json` and `img.01.txt` are those of `img.01.jpg`, and not of `img.02.jpg`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import posixpath
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,12 +101,33 @@ class TarSource:
 
 @dataclass
 class _Group:
-    """Members of one key. media: by name. row: what their metadata say, None where they say nothing. failure: what is wrong with it."""
+    """Members of one key. media: by name. row: what their metadata say. failure: what is wrong with it. dotted: what members with
+    further dots say, such as `01.json`, or what is wrong with them; whose they are is known once all pictures are. is_described: there
+    are metadata.
+    """
 
     key: bytes = b""
     media: list[tuple[str, Asset]] = field(default_factory=list)
-    row: dict[str, Any] | None = None
+    row: dict[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
+    dotted: dict[str, Any] = field(default_factory=dict)
+    is_described: bool = False
+
+    def of_pictures(self, stems: Collection[str]) -> dict[str, dict[str, Any]]:
+        """What is said of single pictures, by the stem of their extension, as columns; the rest goes into `row` and `failure`."""
+        found: dict[str, dict[str, Any]] = {}
+        for column, value in self.dotted.items():
+            stem, rest = column, ""
+            while stem and stem not in stems:
+                stem, _, last = stem.rpartition(".")
+                rest = f"{last}.{rest}" if rest else last
+            if stem:
+                found.setdefault(stem, {})[rest] = value
+            elif isinstance(value, Failure):
+                self.failure = self.failure or value
+            else:
+                self.row[column] = value
+        return found
 
 
 class _Archive:
@@ -143,10 +164,16 @@ class _Archive:
     def rest(self) -> Iterator[Asset]:
         """The group at hand where the archive breaks off. Where its pictures have metadata, those of the last may be lost."""
         cut = self._reader.cut
-        is_metadata_cut = cut is not None and cut.name.lower().endswith(_METADATA_SUFFIXES) and _hash(_key(cut.name)) == self._group.key
-        if is_metadata_cut or (self._keys_with_metadata and not self._group.row):
-            message = f"{self._uri} breaks off behind it, so that its metadata may be missing"
-            self._group.failure = self._group.failure or Failure("archive_truncated", message)
+        group = self._group
+        is_metadata_cut = cut is not None and cut.name.lower().endswith(_METADATA_SUFFIXES) and _hash(_key(cut.name)) == group.key
+        last = _extension(cut.name) if cut and is_metadata_cut else f"{_stem(group.media[-1][0])}.json" if group.media else ""
+        is_without = (self._keys_with_metadata or group.dotted) and not group.row and last not in group.dotted
+        if is_metadata_cut or is_without:
+            failure = Failure("archive_truncated", f"{self._uri} breaks off behind it, so that its metadata may be missing")
+            if "." in last.removeprefix("."):
+                group.dotted[last] = failure
+            else:
+                group.failure = group.failure or failure
         yield from self._finished()
 
     def _add_media(self, member: Member, key: bytes) -> Asset | None:
@@ -172,16 +199,22 @@ class _Archive:
             message = f"{asset.uri}: the picture that it belongs to was listed before, without it; sort the archive by name"
             asset.failure = Failure("archive_not_grouped", message)
             return asset
+        column = _extension(member.name)
+        said = self._group.dotted if "." in column else self._group.row
+        self._group.is_described = True
         if asset.failure is None:
             try:
-                row, columns = self._group.row or {}, self._columns(member)
-                twice = [name for name in columns if name in row and row[name] != columns[name]]
+                columns = self._columns(member)
+                twice = [name for name in columns if name in said and said[name] != columns[name]]
                 if twice:
                     raise ValueError(f"another member of its key says something else of `{twice[0]}`; keep one")
-                self._group.row = row | columns
+                said.update(columns)
             except ValueError as error:
                 asset.failure = Failure(getattr(error, "code", "manifest_bad_row"), f"{asset.uri}: {plain(str(error))}")
-        self._group.failure = self._group.failure or asset.failure
+        if asset.failure and "." in column:
+            self._group.dotted[column] = asset.failure
+        else:
+            self._group.failure = self._group.failure or asset.failure
         return None
 
     def _columns(self, member: Member) -> dict[str, Any]:
@@ -223,26 +256,31 @@ class _Archive:
     def _finished(self) -> Iterator[Asset]:
         """The assets of the group at hand, which is over."""
         group, self._group = self._group, _Group()
-        has_metadata = group.row is not None or group.failure is not None
         if group.media:
             self._keys_with_media.add(group.key)
-        if has_metadata:
+        if group.is_described or group.failure is not None:
             self._keys_with_metadata.add(group.key)
             if not group.media:
                 self._skipped["metadata without a picture"] += 1
         pictures = self._without_companions(group.media)
-        plain_names = [name for name, _ in pictures if "." not in _extension(name)]
+        plain_names = {name for name, _ in pictures if not _stem(name)}
+        own_rows = group.of_pictures({_stem(name) for name, _ in pictures} - {""})
+        asked: dict[str, list[str]] = {}
         for name, asset in pictures:
-            row, asset.failure = group.row or {}, group.failure
-            asked = self._asked(row, asset) if len(pictures) > 1 and not asset.failure else []
-            if asked and len(plain_names) != 1:
-                message = (
-                    f"{asset.uri}: {', '.join(asked)} would be those of {len(pictures)} members of one key; give each a key of its own"
-                )
+            row, asset.failure = group.row, group.failure
+            if len(pictures) > 1 and asset.media_type not in asked:
+                asked[asset.media_type] = self._asked(row, asset)
+            asks = asked.get(asset.media_type, []) if asset.failure is None else []
+            if asks and len(plain_names) != 1:
+                message = f"{asset.uri}: {', '.join(asks)} would be those of {len(pictures)} members of one key; give each a key of its own"
                 asset.failure = Failure("manifest_bad_prompts", message)
             if asset.failure or name not in plain_names:
-                row = {column: value for column, value in row.items() if column not in asked}
-            self._fill(asset, row)
+                row = {column: value for column, value in row.items() if column not in asks}
+            own = own_rows.get(_stem(name), {})
+            asset.failure = asset.failure or next((value for value in own.values() if isinstance(value, Failure)), None)
+            own = {column: value for column, value in own.items() if not isinstance(value, Failure)}
+            said = own.pop("json") if isinstance(own.get("json"), dict) else {}
+            self._fill(asset, row | own | said)
             yield asset
 
     def _without_companions(self, media: list[tuple[str, Asset]]) -> list[tuple[str, Asset]]:
@@ -276,6 +314,11 @@ class _Archive:
 def _key(name: str) -> str:
     folder, slash, base = name.removeprefix("./").rpartition("/")
     return folder + slash + base[:1] + base[1:].partition(".")[0]
+
+
+def _stem(name: str) -> str:
+    """The extension without its last part: `01` of `img.01.jpg`, empty for `img.jpg`."""
+    return _extension(name).rpartition(".")[0]
 
 
 def _extension(name: str) -> str:

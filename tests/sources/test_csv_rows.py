@@ -71,3 +71,22 @@ def test_a_long_line_is_a_failed_row_and_a_long_quote_an_error(tmp_path, monkeyp
     assert (a.failure, c.failure, b.failure.code) == (None, None, "row_too_large")
     with pytest.raises(SourceError, match="line 3: a quote that opens here is not closed within 5000"):
         listed(tmp_path, 'uri,tag\na.jpg,x\nb.jpg,"' + "12 inch\n" * 2000 + 'c.jpg,"\n')
+
+
+def test_the_index_that_pandas_writes_passes_through(tmp_path):
+    a, b = listed(tmp_path, ",uri,tag\n0,a.jpg,x\n1,b.jpg,y\n")
+    assert (a.uri, a.failure, a.extra) == (f"{tmp_path}/a.jpg", None, {"Unnamed: 0": "0", "tag": "x"})
+    assert b.extra == {"Unnamed: 0": "1", "tag": "y"}
+
+
+def test_lines_of_nothing_or_of_separators_alone_are_blank(tmp_path):
+    a, b = listed(tmp_path, "\n\r\nuri,tag\n,\na.jpg,x\n\n,\nb.jpg,\n,\n,\n")
+    assert (a.extra, b.uri, b.failure) == ({"tag": "x"}, f"{tmp_path}/b.jpg", None)
+    (bad,) = listed(tmp_path, "uri,tag\n,x\n")
+    assert bad.failure.code == "manifest_no_uri"
+
+
+@pytest.mark.parametrize("name", ["file_name", "filepath", "Image", "image_path", "URI", "imageGcsUri"])
+def test_a_column_of_files_under_another_name_is_named(tmp_path, name):
+    with pytest.raises(SourceError, match=f"rename `{name}` to `uri`"):
+        listed(tmp_path, f"tag,{name}\nx,a.jpg\n")

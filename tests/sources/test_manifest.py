@@ -450,3 +450,28 @@ def _resolved(roots, uri):
     with contextlib.suppress(SourceError):
         return roots.resolve(uri)
     return None
+
+
+def test_decimals_of_tables_are_numbers(tmp_path):
+    kind = pa.list_(pa.decimal128(9, 2))
+    rows = pa.table(
+        {"uri": ["a.jpg"], "box": pa.array([[decimal.Decimal(n) for n in ("1.5", "2", "30", "40")]], kind), "n": [decimal.Decimal("1.50")]}
+    )
+    pq.write_table(rows, tmp_path / "m.parquet")
+    (asset,) = source_of(tmp_path / "m.parquet")
+    assert (asset.prompts[0].box, asset.extra) == ((1.5, 2, 30, 40), {"n": "1.50"})
+
+
+def test_an_asset_id_is_a_text_or_a_whole_number(tmp_path):
+    ids = [5, 5.0, "5", True, [1], {"a": 1}, 1.5]
+    assets = list(source_of(jsonl(tmp_path, *({"uri": "a.jpg", "asset_id": one} for one in ids))))
+    assert [(asset.asset_id, asset.extra) for asset in assets if asset.failure is None] == [("5", {}), ("1.5", {})]
+    assert [code for code in codes_of(assets) if code] == ["manifest_bad_id"] * 3
+
+
+def test_a_folder_of_tables_with_uris_says_what_a_manifest_is(tmp_path):
+    folder = tmp_path / "m.parquet"
+    folder.mkdir()
+    parquet(folder, [{"uri": "a.jpg"}])
+    with pytest.raises(SourceError, match="A manifest is one file"):
+        source_of(folder)

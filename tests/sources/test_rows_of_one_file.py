@@ -237,6 +237,8 @@ def test_the_hash_tells_every_change_and_nothing_else(tmp_path):
 LOOK_ALIKES = [
     *("bbox", "boxes", "BBoxes", "bounding_box", "prompt", "point", "x1", "xmin", "x_min", "segmentation", "rle", "polygon", "masks"),
     *("Box", "Prompts", "box ", "bbox_x1", "annotations", "keypoints", "URI"),
+    *("gt_boxes", "pred_bboxes", "bbox_norm", "input_boxes", "inputPoints", "input_labels", "boundingBoxAnnotations", "box_0", "points_2d"),
+    *("negative_points", "mask_path", "person_polygons", "promts"),
 ]
 
 
@@ -252,7 +254,11 @@ def test_columns_that_look_like_prompts_stop_the_job(tmp_path, kind, name):
 
 
 @pytest.mark.parametrize(
-    "names", [("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"), ("x", "y"), ("xmin", "ymin", "xmax", "ymax")]
+    "names",
+    [
+        *(("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"), ("x", "y"), ("xmin", "ymin", "xmax", "ymax")),
+        *(("xtl", "ytl", "xbr", "ybr"), ("cx", "cy", "w", "h")),
+    ],
 )
 def test_corners_in_columns_of_their_own(tmp_path, names):
     with pytest.raises(SourceError, match="look like prompts"):
@@ -307,3 +313,55 @@ def test_shuffled_rows_of_many_files(tmp_path):
     assets = listed(path)
     assert len(assets) == 300
     assert all(sorted(prompt.box[0] for prompt in asset.prompts) == list(range(7)) for asset in assets)
+
+
+ORDINARY = [
+    *(
+        "num_boxes",
+        "has_mask",
+        "box_office",
+        "mask_type",
+        "bbox_area",
+        "box_label",
+        "mailbox",
+        "data_points",
+        "keypoint_count",
+        "face_mask",
+    ),
+    *("prompt_id", "prompter", "system_prompt", "3d_boxes", "inbox", "cx", "region"),
+]
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_columns_that_only_say_something_of_boxes_are_ordinary(tmp_path, kind, name):
+    (asset,) = listed(write(tmp_path, kind, [{"uri": "a.jpg", name: "7"}]))
+    assert asset.extra == {name: "7"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"detections": [{"label": "dog", "bounding_box": [0.1, 0.1, 0.2, 0.2]}]},
+        {"instances": [{"bbox": [1, 2, 30, 40], "label": 0}]},
+        [{"shape": {"polygon": [[1, 2], [3, 4], [5, 6]]}}],
+    ],
+)
+def test_boxes_further_in_are_named_where_a_row_asks_for_nothing(tmp_path, value):
+    rows = [{"uri": "a.jpg", "gt": value}, {"uri": "b.jpg", "gt": value, "box": [1, 2, 30, 40]}, {"uri": "c.jpg", "gt": json.dumps(value)}]
+    source = open_source(SourceOptions(input=str(write(tmp_path, "jsonl", rows))))
+    assert [asset.extra["gt"] for asset in source] == [value, value, json.dumps(value)]
+    for _ in range(2):
+        assert len(list(source)) == 3
+        assert source.skipped == {"column `gt`, passed through and not read as a prompt": 2}
+    passed = open_source(SourceOptions(input=source._source.path, pass_through=("gt",)))
+    assert len(list(passed)) == 3
+    assert not passed.skipped
+
+
+def test_a_column_of_other_things_is_not_named(tmp_path):
+    value = {"caption": "a box", "tags": ["bbox", "polygon"], "bbox": None, "size": {"width": 3}}
+    source = open_source(
+        SourceOptions(input=str(write(tmp_path, "jsonl", [{"uri": "a.jpg", "gt": value, "text": '"a box" in a "bbox" '}])))
+    )
+    assert len(list(source)) == 1
+    assert not source.skipped

@@ -7,6 +7,8 @@ import os
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from archives import codes, job_of, member, picture, run, tar_bytes, tar_file
 from hypothesis import given, settings
@@ -56,6 +58,55 @@ def test_members_of_a_key_are_one_row_and_read_where_they_lie(tmp_path):
     assert rows["00000.tar#2.left.png"]["extra"] == rows["00000.tar#2.right.png"]["extra"] == {"meta.json": [1, 2]}
     assert summary.skipped == {".cls file": 1, "video": 1}
     assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["00000.tar"]
+
+
+def test_names_of_many_dots_have_their_own_metadata(tmp_path):
+    shard = tar_file(
+        tmp_path / "a.tar",
+        *(entry for i in range(3) for entry in ((f"img.0{i}.png", picture()), (f"img.0{i}.json", {"box": [1, 2, 30, 20 + i], "n": i}))),
+        ("img.02.txt", b"two"),
+        ("img.02.meta.json", {"m": 1}),
+        ("img.03.png", picture()),
+        ("img.03.json", b"{"),
+        ("img.04.png", picture()),
+        ("img.05.png", picture()),
+        ("img.05.json", [1]),
+        ("img.all.json", {"shared": True}),
+    )
+    assets = listed(shard)
+    all_json = {"all.json": {"shared": True}}
+    assert [[prompt.box for prompt in asset.prompts or ()] for asset in assets] == [*([(1, 2, 30, 20 + i)] for i in range(3)), [], [], []]
+    assert [asset.failure and asset.failure.code for asset in assets] == [None, None, None, "manifest_bad_row", None, None]
+    assert "img.03.json" in assets[3].failure.message
+    assert [asset.extra for asset in assets] == [
+        *({"n": 0} | all_json, {"n": 1} | all_json, {"n": 2, "txt": "two", "meta.json": {"m": 1}} | all_json),
+        *(all_json, all_json, {"json": [1]} | all_json),
+    ]
+
+
+def test_of_names_of_many_dots_only_the_last_is_lost_with_the_end(tmp_path):
+    entries = [entry for i in range(3) for entry in ((f"img.0{i}.png", picture(i)), (f"img.0{i}.json", {"n": i}))]
+    shard = tar_file(tmp_path / "a.tar", *entries)
+    data = shard.read_bytes()
+    shard.write_bytes(data[: data.index(b"img.02.json") + 100])
+    *assets, archive = listed(shard)
+    assert [asset.failure and asset.failure.code for asset in assets] == [None, None, "archive_truncated"]
+    assert [asset.extra for asset in assets] == [{"n": 0}, {"n": 1}, {}]
+    assert archive.failure.code == "archive_truncated"
+
+
+def test_thousands_of_names_with_one_first_part(tmp_path):
+    data = picture()
+    shard = tar_file(tmp_path / "a.tar", *(e for i in range(2000) for e in ((f"img.{i:05d}.png", data), (f"img.{i:05d}.json", {"n": i}))))
+    assert [asset.extra for asset in listed(shard)] == [{"n": i} for i in range(2000)]
+
+
+def test_a_table_beside_each_tar_as_img2dataset_writes_it_is_no_dataset(tmp_path):
+    tar_file(tmp_path / "in" / "00000.tar", ("0.png", picture()))
+    pq.write_table(pa.table({"url": ["x"], "caption": ["y"]}), tmp_path / "in" / "00000.parquet")
+    source = open_source(SourceOptions(input=str(tmp_path / "in")))
+    assert [asset.uri for asset in source] == [f"{tmp_path}/in/00000.tar#0.png"]
+    assert source.skipped == {".parquet file": 1}
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
