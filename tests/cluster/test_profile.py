@@ -128,6 +128,7 @@ def test_workers_stay_off_gpu_nodes_where_they_can():
 
 def test_the_plan_tells_of_the_cluster_and_refuses(datagen, tmp_path):
     (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
     (tmp_path / "job.yaml").write_text("perceive: {engine: fake}\ndescribe: {engine: fake}\n")
     (tmp_path / "place.yaml").write_text(yaml.safe_dump(PLACE | {"workers": [GPU_NODE | {"max_nodes": 2, "cost_per_hour": 1.5}]}))
     arguments = (tmp_path / "job.yaml", "-i", tmp_path / "photos", "-o", tmp_path / "out", "--cluster", tmp_path / "place.yaml")
