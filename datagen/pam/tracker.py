@@ -43,7 +43,8 @@ class FrameFeatures:
 
 @dataclass(slots=True)
 class TrackPrompts:
-    """Prompts of one kind for K objects: either points, with or without mask logits, or a mask that is the answer itself.
+    """Prompts of one kind for K objects: points, with or without mask logits, or a mask that is the answer itself, or both: then the mask
+    is the answer, and `StepOutput.decoded` is what the mask decoder says to the points and logits.
 
     points: (K, N, 2) (x, y) in model pixels. labels: (K, N): 1 inside, 0 outside, 2 and 3 box corners. mask_logits: (K, L, L) what
     the mask decoder starts from. masks: (K, S, S) boolean, taken as it is.
@@ -175,13 +176,24 @@ class Tracker:
         """
         exact = _exact(features)
         with torch.autocast(self.front_end.device.type, enabled=False):
-            answers = [self._step(MemoryBank(), exact, frame_index, num_frames, prompts=prompts) for _, prompts in parts]
+            answers = [self._answer(exact, frame_index, num_frames, prompts) for _, prompts in parts]
         memories = [memory for _, memory in answers]
         order = torch.tensor([row for rows, _ in parts for row in rows], device=self.front_end.device).argsort()
         memory: dict[str, Any] = {key: torch.cat([part[key] for part in memories])[order] for key in ("maskmem_features", "obj_ptr")}
         bank.codes = [code[:1].clone().expand(len(order), -1, -1, -1) for code in memories[0]["maskmem_pos_enc"]]
         self._keep(bank, frame_index, memory)
         return _merge([step for step, _ in answers], order)
+
+    def _answer(
+        self, features: FrameFeatures, frame_index: int, num_frames: int, prompts: TrackPrompts
+    ) -> tuple[StepOutput, dict[str, Any]]:
+        """SAM 2's own answer to prompts, and what it remembers. What it decodes from a mask without a place, for its memory alone, is of
+        something else: the perceiver gets what it decodes from the mask with its box, as in images."""
+        step, memory = self._step(MemoryBank(), features, frame_index, num_frames, prompts=prompts)
+        if prompts.masks is not None and prompts.points is not None:
+            placed, _ = self._step(MemoryBank(), features, frame_index, num_frames, prompts=replace(prompts, masks=None))
+            step = replace(step, decoded=placed.decoded)
+        return step, memory
 
     @no_gradients_unless_training
     def correct(

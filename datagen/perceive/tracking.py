@@ -246,13 +246,12 @@ class ClipTracking:
     def _prompts(self, encoded: Sequence[EncodedPrompt], masks: Sequence[NDArray[np.bool_] | None]) -> TrackPrompts:
         """Prompts of one kind as tensors."""
         given = [_model_mask(mask, self.tracker.front_end.image_size) for mask in masks if mask is not None]
-        if given:
-            return TrackPrompts(masks=torch.stack(given))
         logits = [torch.from_numpy(prompt.mask_logits) for prompt in encoded if prompt.mask_logits is not None]
         return TrackPrompts(
             points=torch.from_numpy(np.stack([prompt.points for prompt in encoded])),
             labels=torch.from_numpy(np.stack([prompt.labels for prompt in encoded])),
             mask_logits=torch.stack(logits) if logits else None,
+            masks=torch.stack(given) if given else None,
         )
 
     def _track(self, groups: Sequence[_Group], frame: Frame, reverse: bool = False) -> list[TrackFrame]:

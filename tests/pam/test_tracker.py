@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tracker_model import HEIGHT, SIZE, WIDTH, box_at, frames, picture, small_front_end
 
-from datagen.masks import decode_mask, encode_mask
+from datagen.masks import decode_mask, encode_mask, mask_box
 from datagen.pam.tracker import MemoryBank, ObjectMemory, Tracker, TrackPrompts
 from datagen.perceive.tracking import remember, track_clip
 from datagen.records import Frame, Prompt
@@ -74,6 +74,18 @@ def test_tracks_equal_the_official_video_predictor(tracker, video, name):
         mask, score = expected[item.frame_index]
         assert item.object_score == pytest.approx(score, abs=score_tolerance)
         assert np.count_nonzero(decode_mask(item.mask) ^ mask) <= pixel_tolerance
+
+
+def test_what_is_told_of_a_given_mask_is_what_the_decoder_says_to_it_with_its_box(tracker, video):
+    """From a mask alone SAM 2's decoder decodes something else, which it needs for its memory only."""
+    frames, mask = read_jpegs(video)[:1], encode_mask(disc(52, 48, 20))
+    box = mask_box(decode_mask(mask))
+    prompts = [Prompt(mask=mask), Prompt(mask=mask, box=box), Prompt(box=box)]
+    given, placed, by_box = track_clip(tracker, frames, [{0: prompt} for prompt in prompts], 1, WIDTH, HEIGHT)
+    for name in ("image_first", "image_later", "semantic"):
+        assert np.allclose(getattr(given.tokens, name), getattr(placed.tokens, name), atol=1e-5)
+        assert not np.allclose(getattr(given.tokens, name), getattr(by_box.tokens, name), atol=1e-3)
+    assert given.frames[0].mask == mask != placed.frames[0].mask
 
 
 @pytest.mark.parametrize("points", [[(150, 120)], [(110, 48), (20, 20)]])
