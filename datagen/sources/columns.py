@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -71,6 +72,7 @@ _NESTED_NAMES = (
 )
 _NESTED = re.compile(_NESTED_NAMES, re.IGNORECASE)
 _NESTED_TEXT = re.compile(rf'"(?:{_NESTED_NAMES}|rect)"\s*[:,}}]', re.IGNORECASE)
+_MOST_KINDS = 100
 _CHARS_LOOKED_AT, _VALUES_LOOKED_AT, _ITEMS_LOOKED_AT = 1 << 16, 4096, 8
 
 
@@ -109,6 +111,13 @@ def not_read(row: Mapping[str, Any], given: Given, passed: Collection[str], read
             continue
         if name in read or has_form(value, name):
             yield _NOT_READ.format(name)
+
+
+def count(skipped: Counter[str], kinds: Iterable[str]) -> None:
+    """Count what `not_read` or `nested` says; names may be as many as rows, so of very many only the first are told apart."""
+    for kind in kinds:
+        is_new = kind not in skipped and len(skipped) >= _MOST_KINDS
+        skipped["further columns, passed through and not read as prompts" if is_new else kind] += 1
 
 
 def nested(row: Mapping[str, Any], passed: Collection[str], read: Collection[str] = COLUMNS) -> Iterator[str]:

@@ -13,7 +13,7 @@ from datagen.ids import asset_id_of
 from datagen.job import S3Options, SourceOptions
 from datagen.records import Asset, Failure
 from datagen.remote import is_remote
-from datagen.sources.columns import not_read
+from datagen.sources.columns import count, not_read
 from datagen.sources.files import Files
 from datagen.sources.listing import count_file
 from datagen.sources.rows import RowReader, fill, plain, version_of_file
@@ -95,7 +95,7 @@ class ImageTableSource:
             is_path = path and table.is_path(self.column, number)
             asset = paths.located(str(path), cell) if is_path else Asset(asset_id_of(cell, version), cell)
             given = fill(asset, row, cell, self._columns, lenient=True)
-            self.skipped.update(not_read(row, given, self._options.pass_through, self._columns))
+            count(self.skipped, not_read(row, given, self._options.pass_through, self._columns))
             if path:
                 asset.extra.setdefault(f"{self.column}_path", plain(path))
             yield asset

@@ -15,7 +15,7 @@ from datagen.errors import SourceError
 from datagen.job import S3Options, SourceOptions
 from datagen.parquet_pages import batches, open_parquet
 from datagen.records import Asset
-from datagen.sources.columns import ASKING, nested, refuse_doubled, refuse_unread, refuse_without_uri
+from datagen.sources.columns import ASKING, count, nested, refuse_doubled, refuse_unread, refuse_without_uri
 from datagen.sources.csv_rows import csv_rows
 from datagen.sources.joining import assets_of, grouped, key_of, repeated
 from datagen.sources.rows import RowReader, absolute, open_source_file
@@ -73,7 +73,7 @@ class ManifestSource:
         """The same rows; in `skipped` what of them holds boxes of other tools, where they ask for nothing else."""
         for number, row in rows:
             if isinstance(row, dict) and all(row.get(name) in (None, "", []) for name in ASKING):
-                self.skipped.update(nested(row, self._passed))
+                count(self.skipped, nested(row, self._passed))
             yield number, row
 
     def _rows(self, keys_only: bool = False) -> Generator[tuple[int, Row]]:

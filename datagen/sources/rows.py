@@ -73,7 +73,7 @@ class RowReader:
     def located(self, uri: str, where: str, asset_id: str | None = None) -> Asset:
         """The asset of a URI as written in the manifest; relative ones start from `root`. asset_id: where the manifest gives it."""
         try:
-            resolved = self.roots.resolve(uri)
+            resolved = self._resolved(uri)
         except SourceError as error:
             text = redacted(str(plain(uri)))
             return Asset(asset_id_of(text), text, failure=Failure(error.code, f"{where}: {plain(error.message)}"))
@@ -81,6 +81,15 @@ class RowReader:
         # A row that is asked for as a video is one, also where a folder would take such a name for a picture.
         is_video = media_type_of(resolved, self.media) == "video" or (self.media == "video" and resolved.lower().endswith(".webp"))
         return Asset(asset_id or asset_id_of(resolved, version), resolved, "video" if is_video else "image")
+
+    def _resolved(self, uri: str) -> str:
+        """The URI as it is stored; of a path from Windows with `/`, where a file has that name and none has the one with `\\`."""
+        resolved = self.roots.resolve(uri)
+        if "\\" in uri and not is_remote(resolved) and not os.path.lexists(path_of_uri(resolved)):
+            turned = self.roots.resolve(uri.replace("\\", "/"))
+            if os.path.lexists(path_of_uri(turned)):
+                return turned
+        return resolved
 
     def _version(self, uri: str) -> str:
         place = inside(uri)

@@ -19,7 +19,7 @@ from datagen.ids import asset_id_of
 from datagen.job import S3Options, SourceOptions
 from datagen.ranges import open_ranges
 from datagen.records import Asset, Failure, Span
-from datagen.sources.columns import COLUMNS, not_read
+from datagen.sources.columns import COLUMNS, count, not_read
 from datagen.sources.files import Files
 from datagen.sources.listing import companion_of, count_file, refuse_nothing
 from datagen.sources.prompts import SHORTHANDS, given_prompts
@@ -306,7 +306,7 @@ class _Archive:
 
     def _fill(self, asset: Asset, row: dict[str, Any]) -> None:
         given = fill(asset, row, asset.uri, self._columns_read, lenient=True)
-        self._skipped.update(not_read(row, given, self._options.pass_through, self._columns_read))
+        count(self._skipped, not_read(row, given, self._options.pass_through, self._columns_read))
         if row.get("uri") is not None:  # where the picture came from, as img2dataset and others write it; the member is what is read
             asset.extra["uri"] = plain(row["uri"])
 

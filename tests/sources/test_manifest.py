@@ -475,3 +475,15 @@ def test_a_folder_of_tables_with_uris_says_what_a_manifest_is(tmp_path):
     parquet(folder, [{"uri": "a.jpg"}])
     with pytest.raises(SourceError, match="A manifest is one file"):
         source_of(folder)
+
+
+def test_windows_paths_lead_to_the_files_that_are_there(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("in/a.jpg", "in\\b.jpg", "in/b.jpg"):
+        (tmp_path / name).touch()
+    path = jsonl(tmp_path, *({"uri": uri} for uri in ("in\\a.jpg", "in\\b.jpg", "in\\none.jpg", "..\\x\\in\\a.jpg")))
+    names = ["in/a.jpg", "in\\b.jpg", "in\\none.jpg", "..\\x\\in\\a.jpg"]
+    assert [asset.uri for asset in source_of(path)] == [f"{tmp_path}/{name}" for name in names]
+    (tmp_path.parent / "out.jpg").touch()
+    (asset,) = source_of(jsonl(tmp_path, {"uri": "..\\out.jpg"}), media_root=str(tmp_path))
+    assert asset.failure.code == "refused_uri"

@@ -365,3 +365,10 @@ def test_a_column_of_other_things_is_not_named(tmp_path):
     )
     assert len(list(source)) == 1
     assert not source.skipped
+
+
+def test_of_very_many_columns_only_the_first_are_told_apart(tmp_path):
+    rows = [{"uri": f"{i}.jpg", f"object {i}": {"bbox": [1, 2, 3, 4]}} for i in range(300)]
+    source = open_source(SourceOptions(input=str(write(tmp_path, "jsonl", rows))))
+    assert len(list(source)) == 300
+    assert (len(source.skipped), source.skipped.total()) == (101, 300)
