@@ -86,7 +86,8 @@ class SourceOptions(Options):
     )
     pass_through: tuple[str, ...] = Field(
         (),
-        description="columns of a manifest that are no prompts although their names say so, such as bbox or mask; they are kept in `extra`",
+        description="columns of a manifest that are no prompts although their names say so, such as bbox or mask, or not the picture's "
+        "size, such as width and height; they are kept in `extra`",
     )
     allow_local_uris: bool = Field(False, description="let a manifest or COCO file in a bucket name files of this machine")
     media: Literal["image", "video", "any"] = Field(

@@ -29,5 +29,8 @@ def check_stated_size(asset: Asset, width: int, height: int, *, is_turned: bool)
     elif stated == (height, width):
         why = "width and height are exchanged"
     else:
-        why = "the prompts are of another picture, or of this one before it was scaled: scale them, or give the picture that they are of"
+        why = (
+            "the prompts are of another picture, or of this one before it was scaled: scale them, or give the picture that they are of. "
+            "Where these columns of a manifest mean something else, name them in source.pass_through"
+        )
     raise PromptError(f"{said}: {why}", code="stated_size")

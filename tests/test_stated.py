@@ -78,6 +78,21 @@ def test_prompts_for_another_size_fail_the_picture(tmp_path, prompt, stated, ori
         assert sample.width is not None
 
 
+@pytest.mark.parametrize("passed", [("width", "height"), ("width",), ()])
+def test_columns_of_another_meaning_are_no_size_of_the_picture(tmp_path, passed):
+    """Here the size of the box."""
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    path = tmp_path / "m.jsonl"
+    path.write_text(json.dumps({"uri": "a.png", "box": [2, 2, 12, 8], "width": 10, "height": 6}))
+    (sample,) = seen(open_source(SourceOptions(input=str(path), pass_through=passed)))
+    assert sample.asset.extra == {"width": 10, "height": 6}
+    if passed:
+        assert (sample.failure, sample.asset.stated_size) == (None, None)
+    else:
+        assert sample.failure.code == "stated_size"
+        assert "source.pass_through" in sample.failure.message
+
+
 def test_without_prompts_the_stated_size_harms_nobody(tmp_path):
     picture(tmp_path / "a.png")
     (sample,) = seen(open_source(SourceOptions(input=str(coco(tmp_path, "a.png", {"width": 1, "height": 1})))))

@@ -94,7 +94,7 @@ class ImageTableSource:
             path = picture.get("path") if isinstance(picture, dict) else None
             is_path = path and table.is_path(self.column, number)
             asset = paths.located(str(path), cell) if is_path else Asset(asset_id_of(cell, version), cell)
-            given = fill(asset, row, cell, self._columns, lenient=True)
+            given = fill(asset, row, cell, self._columns, passed=self._options.pass_through, lenient=True)
             count(self.skipped, not_read(row, given, self._options.pass_through, self._columns))
             if path:
                 asset.extra.setdefault(f"{self.column}_path", plain(path))

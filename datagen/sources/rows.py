@@ -38,6 +38,7 @@ class RowReader:
     reprocess_changed: bool = False
     media: Media = "any"
     columns: tuple[str, ...] = COLUMNS
+    passed: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, manifest: str, options: SourceOptions, s3: S3Options) -> RowReader:
@@ -45,7 +46,7 @@ class RowReader:
         local_allowed = options.allow_local_uris or not is_remote(manifest)
         roots = Roots(_root_of(manifest, options.media_root), options.media_root is not None, local_allowed)
         columns = tuple(name for name in COLUMNS if name not in options.pass_through)
-        return cls(manifest, roots, s3, options.reprocess_changed, options.media, columns)
+        return cls(manifest, roots, s3, options.reprocess_changed, options.media, columns, options.pass_through)
 
     def assets(self, rows: Iterable[tuple[int, _Row]], make: Callable[[_Row, int], _Made]) -> Iterator[_Made]:
         """make(row, number) for each (number, row), in order; several at a time where each asks a bucket for its file's version."""
@@ -67,7 +68,7 @@ class RowReader:
             asset = self.unnamed(number, Failure("manifest_no_uri", f"{where} has no uri: {found}; give the path of a file"))
         else:
             asset = self.located(uri, where, explicit_id(row))
-        fill(asset, row, where, self.columns)
+        fill(asset, row, where, self.columns, passed=self.passed)
         return asset
 
     def located(self, uri: str, where: str, asset_id: str | None = None) -> Asset:
@@ -102,11 +103,20 @@ class RowReader:
         return Asset(asset_id_of(uri), uri, failure=failure)
 
 
-def fill(asset: Asset, row: Mapping[str, Any], where: str, columns: Sequence[str] = COLUMNS, *, lenient: bool = False) -> Given:
-    """Put into an asset what a row says of it: id, license, prompts, and in `extra` what of it is not read.
+def fill(
+    asset: Asset,
+    row: Mapping[str, Any],
+    where: str,
+    columns: Sequence[str] = COLUMNS,
+    *,
+    passed: Sequence[str] = (),
+    lenient: bool = False,
+) -> Given:
+    """Put into an asset what a row says of it: id, license, size, prompts, and in `extra` what of it is not read.
 
-    columns: those with a meaning. lenient: see given_prompts. Where no prompt can be used, it fails with `manifest_bad_prompts`, and where
-    its id can be none, with `manifest_bad_id`. where: the row, for messages. Returns what was asked for.
+    columns: those with a meaning. passed: those of which the job says that they have none, `width` and `height` among them. lenient: see
+    given_prompts. Where no prompt can be used, it fails with `manifest_bad_prompts`, and where its id can be none, with
+    `manifest_bad_id`. where: the row, for messages. Returns what was asked for.
     """
     own = explicit_id(row)
     problem = None if own is None else _id_problem(row["asset_id"], own)
@@ -116,7 +126,7 @@ def fill(asset: Asset, row: Mapping[str, Any], where: str, columns: Sequence[str
     elif own:
         asset.asset_id = own
     asset.license = license_of(row)
-    asset.stated_size = size_of(row)
+    asset.stated_size = None if {"width", "height"} & set(passed) else size_of(row)
     given = Given(used=frozenset(columns))
     try:
         given = given_prompts(row, asset.media_type, columns, lenient)

@@ -305,7 +305,7 @@ class _Archive:
         return [name for name in ("asset_id", *_OF_PROMPTS) if row.get(name) and (name == "asset_id" or name in used)]
 
     def _fill(self, asset: Asset, row: dict[str, Any]) -> None:
-        given = fill(asset, row, asset.uri, self._columns_read, lenient=True)
+        given = fill(asset, row, asset.uri, self._columns_read, passed=self._options.pass_through, lenient=True)
         count(self._skipped, not_read(row, given, self._options.pass_through, self._columns_read))
         if row.get("uri") is not None:  # where the picture came from, as img2dataset and others write it; the member is what is read
             asset.extra["uri"] = plain(row["uri"])
