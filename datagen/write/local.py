@@ -40,6 +40,7 @@ class LocalStore:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(absolute(os.fspath(root)))
+        self._lease: bytes | None = None  # what this run's lock says, while it holds one
 
     def __repr__(self) -> str:
         return f"LocalStore({str(self.root)!r})"
@@ -83,6 +84,7 @@ class LocalStore:
     def write(self, path: str, data: bytes | pa.Buffer) -> None:
         """Create or replace a file: written aside, flushed to the disk, renamed."""
         target = self._resolve(path)
+        self._check_lease()
         with _explained("write", target):
             _make_folder(target.parent)
             temp = target.parent / f"{TEMP_PREFIX}{uuid.uuid4().hex}"
@@ -100,6 +102,7 @@ class LocalStore:
     def move(self, src: str, dst: str) -> None:
         """Rename a file, replacing what had the name."""
         source, target = self._resolve(src), self._resolve(dst)
+        self._check_lease()
         with _explained(f"move {source} to", target):
             _make_folder(target.parent)
             source.replace(target)
@@ -145,10 +148,13 @@ class LocalStore:
         holder = os.getpid()
         try:
             self._lock(descriptor)
-            _overwrite(descriptor, json.dumps(owner_facts(owner)).encode())
+            facts = json.dumps({**owner_facts(owner), "lease": uuid.uuid4().hex}).encode()
+            _overwrite(descriptor, facts)
+            self._lease = facts
             try:
                 yield
             finally:
+                self._lease = None
                 if os.getpid() == holder:
                     os.ftruncate(descriptor, 0)
         finally:
@@ -165,6 +171,21 @@ class LocalStore:
                     f"another run is writing to {self.root}: {_who(os.pread(descriptor, 65536, 0))}. "
                     "Wait until it ends, stop it, or choose another --output."
                 ) from error
+
+    def _check_lease(self) -> None:
+        """Raises WriteError when the folder is no longer the one whose lease this store holds: it was moved, removed or replaced."""
+        if self._lease is None:
+            return
+        with _explained("read", self.root / LOCK):
+            try:
+                found = (self.root / LOCK).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                found = None
+        if found != self._lease:
+            raise WriteError(
+                f"{self.root} is not the folder any more that this run began in: it was moved, removed or replaced meanwhile, or its "
+                f"{LOCK} was. What was committed is where it went; nothing more is. Move it back, and run the same command to go on."
+            )
 
     def _refuse_foreign(self) -> None:
         """Raises WriteError when the folder is none, or holds something but no dataset."""

@@ -64,7 +64,8 @@ class Store(Protocol):
 
         `owner` describes the run to one that comes second. Raises OutputBusyError when another run holds the lease, WriteError
         when the place cannot be written or holds something that is no dataset. Where a lease can be lost (to another run, after
-        this one was cut off or stopped for long), moving files and writing tables through this store raises OutputBusyError.
+        this one was cut off or stopped for long), moving files and writing tables through this store raises OutputBusyError; in a folder
+        that was moved, removed or replaced since, WriteError.
         """
 
 

@@ -1,6 +1,8 @@
 import os
+import shutil
 import subprocess
 import time
+from contextlib import nullcontext
 
 import pytest
 from corpora import kill, start_python, wait_for
@@ -120,6 +122,36 @@ def test_a_lease_is_let_go_after_an_error(store):
         raise RuntimeError
     with store.lease({}):
         pass
+
+
+@pytest.mark.parametrize("how", ["moved", "removed", "replaced", "lock removed", "taken over"])
+def test_a_folder_that_is_another_one_meanwhile_is_not_written_to(store, how):
+    """Else the run would say that all is done, and two runs could write to one place."""
+    with store.lease({"run_id": "one"}):
+        store.write("_staging/a", b"1")
+        if how == "lock removed":
+            (store.root / "_datagen/lock").unlink()
+        elif how == "removed":
+            shutil.rmtree(store.root)
+        else:
+            store.root.rename(store.root.with_name("moved"))
+        if how == "replaced":
+            store.root.write_bytes(b"a file")
+        with open_store(store.uri).lease({"run_id": "one"}) if how == "taken over" else nullcontext():
+            for act in (lambda: store.write("_datagen/x", b"2"), lambda: store.move("_staging/a", "assets/a")):
+                with pytest.raises(WriteError, match="moved, removed or replaced meanwhile"):
+                    act()
+        assert how not in ("moved", "removed") or not store.root.exists()
+
+
+def test_a_folder_that_was_moved_and_leads_there_still_is_the_same(store):
+    with store.lease({"run_id": "one"}):
+        store.root.rename(store.root.with_name("moved"))
+        store.root.symlink_to("moved")
+        store.write("_datagen/x", b"2")
+        with pytest.raises(OutputBusyError), open_store(store.uri).lease({}):
+            pass
+    store.write("_datagen/x", b"3")
 
 
 def test_children_of_a_killed_run_do_not_keep_its_lease(tmp_path):
