@@ -103,6 +103,8 @@ def companion_kind(word: str, suffix: str) -> str:
 def count_other(skipped: Counter[str], name: str, media: Media) -> bool:
     """Whether a file is not listed by a job that asks for `media`; counts it by its kind, other files by their extension."""
     kind = media_type_of(name, media)
+    if count_apple_double(skipped, name):
+        return True
     if kind == "other" or (name.lower().endswith(HEIF_SUFFIXES) and not _reads_heif()):
         count_file(skipped, name)
         return True
@@ -110,6 +112,14 @@ def count_other(skipped: Counter[str], name: str, media: Media) -> bool:
         skipped[kind] += 1
         return True
     return False
+
+
+def count_apple_double(skipped: Counter[str], name: str) -> bool:
+    """Whether a file is what macOS keeps beside another one (`._a.jpg`) where a disk or archive has no place for it; counts it."""
+    found = posixpath.basename(name).startswith("._")
+    if found:
+        skipped["._* file of macOS"] += 1
+    return found
 
 
 def count_file(skipped: Counter[str], name: str) -> None:

@@ -21,7 +21,7 @@ from datagen.ranges import open_ranges
 from datagen.records import Asset, Failure, Span
 from datagen.sources.columns import COLUMNS, count, not_read
 from datagen.sources.files import Files
-from datagen.sources.listing import companion_of, count_file, refuse_nothing
+from datagen.sources.listing import companion_of, count_apple_double, count_file, refuse_nothing
 from datagen.sources.prompts import SHORTHANDS, given_prompts
 from datagen.sources.rows import fill, plain
 from datagen.sources.uris import inside, inside_uri, media_type_of, member_path, uri_of
@@ -144,7 +144,7 @@ class _Archive:
     def assets(self) -> Iterator[Asset]:
         """All but those of `rest`. Raises as TarReader does."""
         for member in self._reader:
-            if member.kind == "folder":
+            if member.kind == "folder" or count_apple_double(self._skipped, member.name):
                 continue
             is_metadata = member.name.lower().endswith(_METADATA_SUFFIXES)
             if media_type_of(member.name, self._options.media) == "other" and not is_metadata:

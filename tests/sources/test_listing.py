@@ -123,12 +123,27 @@ def test_masks_beside_their_pictures_are_counted_and_not_listed(place):
 def test_what_is_skipped_is_counted_by_extension(place, monkeypatch):
     _, _, put = place
     monkeypatch.setattr(listing, "_reads_heif", lambda: False)
-    names = ["ok.jpg", "a.avif", "b.jfif", "c.jpe", "d.jp2", "e", "f.HEIC", "g.heic", "h.xyz", "i.mp4", "j.tar.gz", ".hidden"]
+    names = [
+        "ok.jpg",
+        "a.avif",
+        "b.jfif",
+        "c.jpe",
+        "d.jp2",
+        "e",
+        "f.HEIC",
+        "g.heic",
+        "h.xyz",
+        "i.mp4",
+        "j.tar.gz",
+        ".hidden",
+        "._ok.jpg",
+        "sub/._b.mp4",
+    ]
     for name in names:
         put(name, b"x")
     found, skipped = listed(place)
     assert sorted(found) == ["a.avif", "b.jfif", "c.jpe", "d.jp2", "ok.jpg"]
-    assert skipped == {"file without an extension": 2, ".heic file": 2, ".xyz file": 1, "video": 1, ".gz file": 1}
+    assert skipped == {"file without an extension": 2, ".heic file": 2, ".xyz file": 1, "video": 1, ".gz file": 1, "._* file of macOS": 2}
     monkeypatch.setattr(listing, "_reads_heif", lambda: True)
     found, skipped = listed(place)
     assert ".heic file" not in skipped
@@ -176,7 +191,19 @@ def test_members_beside_a_picture(place):
     _, _, put = place
     row = json.dumps({"prompts": [{"box": [1, 2, 30, 40]}], "license": "CC0"}).encode()
     members = ("0.jpg", b"x"), ("0.mask.png", b"x"), ("0.json", row), ("1.json", row), ("1.mask.png", b"x"), ("1.png", b"x")
-    put("a.tar", tar_of(*members, ("2.left.jpg", b"x"), ("2.right.jpg", b"x"), ("3.crop.png", b"x"), ("3.json", row), ("3.png", b"x")))
+    put(
+        "a.tar",
+        tar_of(
+            *members,
+            ("._0.jpg", b"x"),
+            ("._0.json", b"x"),
+            ("2.left.jpg", b"x"),
+            ("2.right.jpg", b"x"),
+            ("3.crop.png", b"x"),
+            ("3.json", row),
+            ("3.png", b"x"),
+        ),
+    )
     uri, s3_options, _ = place
     source = open_source(SourceOptions(input=f"{uri}/a.tar"), s3_options)
     found = {asset.uri.rpartition("#")[2]: asset for asset in source}
@@ -184,6 +211,7 @@ def test_members_beside_a_picture(place):
     assert not [asset for asset in found.values() if asset.failure]
     assert [found[name].num_prompts for name in ("0.jpg", "1.png", "3.crop.png", "3.png")] == [1, 1, None, 1]
     assert source.skipped["*.mask.png beside its picture"] == 2
+    assert source.skipped["._* file of macOS"] == 2
 
 
 SA1B = {
