@@ -334,9 +334,7 @@ def _strategy(pool: Pool, concurrent: int) -> ActorPoolStrategy:
 class _Worker:
     """A guarded step as Ray Data calls it."""
 
-    def __init__(
-        self, name: str, make: Callable[[], Step], ledger: LedgerClient, concurrent: bool = False, timeout_s: float | None = None
-    ) -> None:
+    def __init__(self, name: str, make: Callable[[], Step], ledger: LedgerClient, concurrent: bool, timeout_s: float | None = None) -> None:
         self._name, self._ledger = name, ledger
         self._guarded = Guarded(name, make, ledger, is_concurrent=concurrent, timeout_s=timeout_s)
 

@@ -304,7 +304,7 @@ def test_on_ray_a_step_leaves_alone_what_it_has_not_begun(photos: Path) -> None:
     plan = Plan(job, str(photos.parent / "out"), "r", 64)
     ledger = LocalLedger(Ledger(plan.store, 3))
     make = graph.step_factories(plan, ledger)
-    decode, describe = DecodeWorker("decode", make["decode"], ledger), DescribeWorker("describe", make["describe"], ledger)
+    decode, describe = DecodeWorker("decode", make["decode"], ledger, False), DescribeWorker("describe", make["describe"], ledger, True)
     from datagen.records import Asset, Sample
 
     waiting = to_table([Sample(index, Asset(f"{index:020x}", str(path))) for index, path in enumerate(sorted(photos.iterdir()))])

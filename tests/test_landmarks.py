@@ -114,9 +114,9 @@ def test_a_worker_of_every_step_stops_the_job_before_it_works(job: Job, tmp_path
         shutil.rmtree(tmp_path / name)
     begin: dict[str, Callable[[], object]] = {
         "write": lambda: graph.stage_table(plan, ledger, to_table([make_sample(0)])),
-        "clips": lambda: graph.ClipsWorker("perceive", graph.clip_step_factory(plan, ledger), ledger, store),
+        "clips": lambda: graph.ClipsWorker("perceive", graph.clip_step_factory(plan, ledger), ledger, store, 60.0),
     }
     with pytest.raises(JobError, match="does not see the"):
-        begin.get(step, lambda: graph.DecodeWorker(step, graph.step_factories(plan, ledger)[step], ledger))()
+        begin.get(step, lambda: graph.DecodeWorker(step, graph.step_factories(plan, ledger)[step], ledger, False))()
     assert isinstance(ledger.ask("fatal"), JobError)
     assert not list(store.list("_staging"))
