@@ -32,6 +32,7 @@ CLIP_FLAGS = {
     "clock_restart": "the file's clock begins anew in it",
     "other_video_unread": "its file has further video streams, which are not read",
     "second_movie_unread": "another movie follows in its file, which is not read",
+    "size_change": "frames in it have another size than the video's first, and were stretched to that",
     "shot_end": "the shot changes where it ends, and no object goes on",
 }
 

@@ -44,6 +44,7 @@ class Footage(ABC):
         self.num_corrupt = 0
         self.num_missing = 0
         self.flags_at_end: list[str] = []
+        self._is_stretched = False
         self._small: tuple[int, int] | None = None
 
     def __enter__(self) -> Footage:
@@ -74,7 +75,9 @@ class Footage(ABC):
 
     def frame(self, shown: Shown, image_size: int) -> DecodedFrame:
         """The frame resized to (image_size, image_size), bicubic: the model's preprocessing, as for images."""
-        resized = self.image(shown).resize((image_size, image_size), Image.Resampling.BICUBIC)
+        image = self.image(shown)
+        self._is_stretched |= image.size != (self.info.width, self.info.height)
+        resized = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
         return DecodedFrame(shown.frame_index, shown.timestamp_s, np.asarray(resized))
 
     def frames(self, start_s: float) -> Iterator[Shown]:
@@ -92,7 +95,7 @@ class Footage(ABC):
         wanted = frozenset(wanted)
         previous: Shown | None = None
         next_index = max(first, after_index + 1)
-        self.num_missing = 0
+        self.num_missing, self._is_stretched = 0, False
         for shown in self.frames_from(next_index):
             if shown.frame_index >= end:
                 self.push_back(shown)
@@ -127,9 +130,12 @@ class Footage(ABC):
         return [self.timetable.index_at(time_s) if -TOLERANCE_S <= time_s <= end_s else None for time_s in times_s]
 
     def flags(self, start_s: float, end_s: float | None = None) -> list[str]:
-        """What is to be known of a part: `clock_restart`, where the file's clock begins anew in it; of its end also `flags_at_end`."""
+        """What is to be known of a part: `clock_restart`, where the file's clock begins anew in it; `size_change`, when a frame of the
+        latest walk with `sampled` had another size than the video's; of its end also `flags_at_end`.
+        """
         first, end = self._bounds(start_s, end_s)
         flags = ["clock_restart"] if any(first <= index < end for index in self.timetable.restarts) else []
+        flags += ["size_change"] if self._is_stretched else []
         return flags + (self.flags_at_end if end >= len(self.timetable.times) else [])
 
     def _bounds(self, start_s: float, end_s: float | None) -> tuple[int, int]:

@@ -264,7 +264,8 @@ class VideoFile(Footage):
     def _selected(self, container: InputContainer) -> VideoStream:
         streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
         if not streams:
-            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
+            others = {stream.type for stream in container.streams if stream.type != "video"}
+            kinds = ", ".join(sorted(others | ({"a cover picture"} if container.streams.video else set()))) or "no streams"
             raise self._unusable("no_video_stream", f"it has no video stream, but {kinds}")
         self._has_others = len(streams) > 1
         best = container.streams.best("video")

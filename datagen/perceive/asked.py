@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,8 +11,10 @@ from datagen.ids import track_id_of
 from datagen.perceive.clips import ClipObject, Sighting
 from datagen.perceive.prompted_frames import TimedVideo, frame_numbers, name_of
 from datagen.perceive.prompts import check_prompt, merge_prompts
-from datagen.records import Asset, Handover, Prompt
+from datagen.records import Asset, Failure, Handover, Prompt
+from datagen.refusals import unusable
 from datagen.spans import SpanPlan
+from datagen.stated import CROWD
 
 
 @dataclass(slots=True)
@@ -40,7 +43,7 @@ def objects_of(asset: Asset, video: TimedVideo) -> tuple[list[AskedObject], list
     """The objects that an asset's prompts ask for, in the input's order, and the errors of the prompts that cannot be used.
 
     The objects have the first numbers of the asset's tracks, in every run alike; one without a usable prompt keeps its own. Raises
-    PromptError when there are prompts and none can be used, DecodeError.
+    DecodeError.
     """
     objects: dict[tuple[str, int], AskedObject] = {}
     refused: list[PromptError] = []
@@ -58,8 +61,6 @@ def objects_of(asset: Asset, video: TimedVideo) -> tuple[list[AskedObject], list
             refused.append(PromptError(f"{name}: {error.message}", code=error.code))
     for item in objects.values():
         refused += _without_beginning(item)
-    if asset.prompts is not None and not any(item.prompts for item in objects.values()):
-        _refuse_all(asset, refused)
     return list(objects.values()), refused
 
 
@@ -75,14 +76,16 @@ def _without_beginning(item: AskedObject) -> list[PromptError]:
     return refused
 
 
-def _refuse_all(asset: Asset, refused: Sequence[PromptError]) -> None:
-    if refused:
-        more = f" (the first of {len(refused)} prompts, none of which can be used)" if len(refused) > 1 else ""
-        raise PromptError(refused[0].message + more, code=refused[0].code)
-    if asset.dropped:
-        counts = ", ".join(f"{code} {count}" for code, count in sorted(asset.dropped.items()))
-        why = f"; {asset.problem}" if asset.problem else ""
-        raise PromptError(f"none of its prompts can be used: {counts}{why}", code=min(asset.dropped))
+def refusal_of(asset: Asset, asked: Sequence[AskedObject], refused: Sequence[PromptError]) -> Failure | None:
+    """Why a video fails whose input gave prompts, of which none is usable; None when one is, or when it gave none, or crowds alone.
+
+    asked, refused: of objects_of. What the source refused is in the asset.
+    """
+    counts = Counter(error.code for error in refused) + Counter(asset.dropped)
+    counts.pop(CROWD, None)
+    if asset.prompts is None or not counts or any(item.prompts for item in asked):
+        return None
+    return unusable(counts, refused[0].message if refused else asset.problem)
 
 
 def clip_objects(

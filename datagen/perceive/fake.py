@@ -56,9 +56,7 @@ class FakeClipPerceiver:
         time.sleep(self._options.fake_delay_s)
         asked = list(objects)
         if new_track_id is not None and not objects:
-            asked += [
-                ClipObject(new_track_id(), {0: Prompt(box=(4.0 * n, 4.0, 4.0 * n + 12, 20.0), source="everything")}) for n in range(2)
-            ]
+            asked += [ClipObject(new_track_id(), {0: Prompt(box=_corner_box(n, scene), source="everything")}) for n in range(2)]
         found = ClipFindings()
         for number, item in enumerate(asked):
             track = self._track(number, item, seen, scene)
@@ -87,6 +85,11 @@ class FakeClipPerceiver:
             until_s = following[0][1] if following else scene.end_s
             events.append(Event(segment[0][1], until_s, segment[0][0], segment[-1][0], _tokens(segment, rng)))
         return events
+
+
+def _corner_box(number: int, scene: ClipScene) -> Box:
+    x, y = min(4 * number, scene.width - 1), min(4, scene.height - 1)
+    return float(x), float(y), float(min(x + 12, scene.width)), float(min(y + 16, scene.height))
 
 
 def _tokens(segment: Sequence[tuple[int, float]], rng: np.random.Generator) -> TrackTokens:

@@ -15,7 +15,7 @@ from typing import Protocol
 from datagen.errors import ClusterError, DatagenError, DecodeError, JobError, MemoryShortError, ModelLoadError, PromptError, StorageError
 from datagen.events import Note, log_event
 from datagen.ids import track_id_of
-from datagen.perceive.asked import AskedObject, clip_objects, num_behind, objects_of
+from datagen.perceive.asked import AskedObject, clip_objects, num_behind, objects_of, refusal_of
 from datagen.perceive.clips import ClipFindings, ClipObject, ClipPerceiver, ClipScene, Sighting
 from datagen.records import SHOT_END, Clip, Handover, ResumePoint, Sample, Span
 from datagen.spans import ClipSpan, DecodedFrame, SpanPlan, VideoInfo
@@ -125,7 +125,10 @@ class VideoPerceiveStep:
         walk = _Walk(self._perceiver, sample, video, asked, ids, self._note, first_frame)
         if resume.clip_index == 0:  # otherwise the first clip has said so
             walk.refuse(refused)
-            walk.dropped.update(sample.asset.dropped)
+            walk.count_refused_before()
+        if (failure := refusal_of(sample.asset, asked, refused)) is not None:
+            yield walk.failed(at, failure.code, failure.message)
+            return
         yield from walk.clips(resume)
 
 
@@ -173,6 +176,20 @@ class _Walk:
         if len(refused) > _NAMED:
             more = f"{len(refused) - _NAMED} further prompts cannot be used; the first of them: {refused[_NAMED].message}"
             self._tell(refused[_NAMED].code, more)
+
+    def count_refused_before(self) -> None:
+        """Count what the source refused already, and name the first of it."""
+        counts, problem = self.sample.asset.dropped, self.sample.asset.problem
+        self.dropped.update(counts)
+        if counts and problem:
+            codes = ", ".join(f"{count} {code}" for code, count in sorted(counts.items()))
+            self._tell(min(counts), f"refused where the input was read: {codes}; the first: {problem}")
+
+    def failed(self, at: Clip, code: str, message: str) -> Sample:
+        """The next clip as a failed, last one, with what is to be counted."""
+        failed = failed_clip(self._sample(at), at, code, message)
+        failed.dropped = dict(self.dropped)
+        return failed
 
     def _tell(self, code: str, message: str) -> None:
         self.note("prompt_dropped", message, level=logging.WARNING, asset_id=self.sample.asset.asset_id, code=code)

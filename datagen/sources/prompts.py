@@ -208,8 +208,8 @@ def look_like_shares(values: Iterable[float]) -> bool:
 
 
 def prompts_hash(asset: Asset) -> str | None:
-    """16 hex digits over the prompts of an asset, their places, and what was dropped; None for an asset without any."""
-    if not asset.prompts and not asset.dropped:
+    """16 hex digits over the prompts of an asset, their places, and what was dropped; None for an asset of which everything is wanted."""
+    if asset.prompts is None and not asset.dropped:
         return None
     prompts = [{name: getattr(prompt, name) for name in _HASHED} for prompt in asset.prompts or ()]
     text = json.dumps([prompts, sorted(asset.dropped.items())], sort_keys=True, separators=(",", ":"))

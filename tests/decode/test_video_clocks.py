@@ -15,6 +15,7 @@ from datagen.decode.reader import VideoReader
 from datagen.decode.shots import clips_of
 from datagen.decode.video import VideoFile
 from datagen.job import DecodeOptions
+from datagen.spans import ClipSpan
 
 H264 = {"gop": 8, "b_frames": 2, "options": {"preset": "veryfast"}}
 MEDIA = Path(__file__).parent / "media"
@@ -361,6 +362,19 @@ def test_shots_are_looked_for_in_a_video_that_changes_its_size(tmp_path):
         spans = list(clips_of(video, options))
         given = [number_of(video.frame(s, SIZE).pixels) for span in spans for s in video.sampled(span.start_s, span.end_s)]
     assert given == list(range(10))
+
+
+def test_frames_of_another_size_are_named_in_their_clip(reader, tmp_path):
+    path = tmp_path / "both.ts"
+    second = write_video(tmp_path / "second.ts", [numbered(index, 128, 96) for index in range(5, 10)])
+    path.write_bytes(clip(tmp_path, 5, "first.ts").read_bytes() + second.read_bytes())
+    video = reader.open_video(str(path))
+    flags = []
+    for span in (ClipSpan(1, 0.5, 1.0), ClipSpan(0, 0.0, 0.5)):
+        stream = video.frames(span)
+        assert len(list(stream)) == 5
+        flags.append("size_change" in stream.flags)
+    assert flags == [True, False]  # of the part alone, not of what was read before
 
 
 @pytest.mark.parametrize("head", [b"\x1aE\xdf\xa3\x80\x18S\x80g\x00", b"\x1aE\xdf\xa3\x80\x18S\x80g", b"\x1aE\xdf\xa3"])

@@ -69,6 +69,7 @@ def clips(video: Path, tracker: Tracker) -> Iterator[Clips]:
         note: Note = log_event,
         make=None,
         dropped=None,
+        problem="",
         **perceive,
     ) -> list[Sample]:
         options = PerceiveOptions.model_validate({"everything": FEW, **perceive})
@@ -77,7 +78,7 @@ def clips(video: Path, tracker: Tracker) -> Iterator[Clips]:
         step = VideoPerceiveStep(lambda: perceiver, lambda size: VideoReader(reading, size), note)
         step.setup()
         steps.append(step)
-        found = step.clips(Sample(0, Asset("v", str(path), "video", prompts, dropped=dropped or {}), resume=resume))
+        found = step.clips(Sample(0, Asset("v", str(path), "video", prompts, dropped=dropped or {}, problem=problem), resume=resume))
         return list(found) if take is None else [next(found) for _ in range(take)]
 
     yield run

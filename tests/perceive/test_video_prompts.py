@@ -9,11 +9,13 @@ import pytest
 from tracker_model import HEIGHT, NUM_FRAMES, SIZE, WIDTH, Clips, box_at, write_video
 
 from datagen.decode.reader import OpenVideo
+from datagen.job import PerceiveOptions
 from datagen.masks import encode_mask
+from datagen.perceive.clips import ClipScene
 from datagen.perceive.fake import FakeClipPerceiver
 from datagen.perceive.prompts import merge_prompts
 from datagen.records import Prompt, ResumePoint
-from datagen.spans import SpanPlan
+from datagen.spans import DecodedFrame, SpanPlan
 
 OUTSIDE = Prompt(points=[(5.0, 140.0)], labels=[0])
 
@@ -64,12 +66,38 @@ def test_a_bad_prompt_costs_itself_and_is_counted_once_and_named(clips: Clips, n
 
 
 def test_a_video_fails_when_none_of_its_prompts_can_be_used(clips: Clips) -> None:
-    [only] = clips([click(3, 0), Prompt(box=(305, 5, 999, 50), object_id=2)], fake=True)
-    assert only.failure.code in ("prompt_negative", "prompt_outside")
-    assert only.failure.message.startswith("prompt 1 (frame 0, object 2): ")
-    assert only.failure.message.endswith("(the first of 2 prompts, none of which can be used)")
+    told = []
+    prompts = [click(3, 0), Prompt(box=(305, 5, 999, 50), object_id=2)]
+    [only] = clips(prompts, fake=True, dropped={"prompt_shares": 3}, note=lambda _, message, **facts: told.append((facts["code"], message)))
+    assert only.failure.code == "prompts_unusable"
+    said = "none of its 5 prompts can be used (1 prompt_negative, 1 prompt_outside, 3 prompt_shares); prompt 1 (frame 0, object 2): "
+    assert only.failure.message.startswith(said)
+    assert only.dropped == {"prompt_negative": 1, "prompt_outside": 1, "prompt_shares": 3}
+    assert [code for code, _ in told] == ["prompt_outside", "prompt_negative"]
     [only] = clips([], fake=True, dropped={"prompt_labels": 2})
-    assert (only.failure.code, only.failure.message) == ("prompt_labels", "none of its prompts can be used: prompt_labels 2")
+    assert (only.failure.code, only.failure.message) == ("prompt_labels", "none of its 2 prompts can be used (2 prompt_labels)")
+    assert only.dropped == {"prompt_labels": 2}
+
+
+def test_a_video_whose_input_knows_crowds_alone_is_empty(clips: Clips) -> None:
+    done = clips([], fake=True, dropped={"crowd": 2})
+    assert [sample.failure for sample in done] == [None] * 3
+    assert [sample.dropped for sample in done] == [{"crowd": 2}, {}, {}]
+
+
+def test_what_the_fake_engine_finds_lies_in_a_video_of_one_pixel() -> None:
+    scene = ClipScene([(0, 0.0)], 0.1, 1, 1)
+    names, frame = iter(("a", "b")), DecodedFrame(0, 0.0, np.zeros((SIZE, SIZE, 3), np.uint8))
+    found = FakeClipPerceiver(PerceiveOptions(), SIZE).perceive(scene, iter([frame]), [], lambda: next(names))
+    assert [track.prompts[0].box for track in found.tracks] == [(0, 0, 1, 1)] * 2
+
+
+def test_what_a_source_refused_is_named(clips: Clips) -> None:
+    told = []
+    problem = "prompt 1: it has both frame and time_s; keep the one that you know"
+    note = lambda _, message, **facts: told.append((facts["code"], message))  # noqa: E731
+    clips([Prompt(box=box_at(0))], fake=True, dropped={"prompt_malformed": 2}, problem=problem, note=note)
+    assert told == [("prompt_malformed", f"refused where the input was read: 2 prompt_malformed; the first: {problem}")]
 
 
 def test_prompts_that_a_source_refused_are_counted_in_the_first_clip_alone(clips: Clips) -> None:

@@ -232,6 +232,8 @@ def test_the_hash_tells_every_change_and_nothing_else(tmp_path):
     flat = listed(write(tmp_path, "csv", [{"uri": "a.jpg", "box": BOXES[0]}]))
     assert flat[0].prompts_hash == hashes[0]
     assert note_prompts(Asset("x", "y")).num_prompts is None
+    nothing = note_prompts(Asset("x", "y", prompts=[]))  # annotations that ask for nothing, as masks without a pixel do
+    assert (nothing.num_prompts, nothing.prompts_hash is None) == (0, False)
 
 
 LOOK_ALIKES = [
