@@ -17,7 +17,7 @@ from datagen.events import Note, log_event
 from datagen.ids import track_id_of
 from datagen.perceive.asked import AskedObject, clip_objects, num_behind, objects_of, refusal_of
 from datagen.perceive.clips import ClipFindings, ClipObject, ClipPerceiver, ClipScene, Sighting
-from datagen.records import SHOT_END, Clip, Handover, ResumePoint, Sample, Span
+from datagen.records import SHOT_END, Clip, Handover, Prompt, ResumePoint, Sample, Span
 from datagen.spans import ClipSpan, DecodedFrame, SpanPlan, VideoInfo
 from datagen.stated import check_stated_size
 
@@ -234,13 +234,19 @@ class _Walk:
         return done
 
     def _end_at_cut(self, found: ClipFindings) -> None:
-        """Nothing goes on behind a shot cut: objects that would are marked, and those that the input asks for, and not again, counted."""
-        again = {item.track_id for item in self.asked if any(frame >= self.next_frame for frame in item.prompts)}
+        """Nothing goes on behind a shot cut: objects that would are marked, and those that the input asks for, and not again, counted.
+
+        What only says where an object is not asks for none that has ended.
+        """
+        again = {item.track_id for item in self.asked if any(self._asks_again(*one) for one in item.prompts.items())}
         ended = {item.track_id for item in found.handovers} - again
         for track in found.tracks:
             if track.track_id in ended:
                 track.flags.append(ENDED_AT_CUT)
         self.dropped[ENDED_AT_CUT] += len(ended & {item.track_id for item in self.asked})
+
+    def _asks_again(self, frame: int, prompt: Prompt) -> bool:
+        return frame >= self.next_frame and prompt.is_positive
 
     def _follow(self, span: ClipSpan, handovers: Sequence[Handover]) -> tuple[FrameStream, SpanPlan, ClipFindings, list[PromptError]]:
         """Read the clip and follow its objects; once more where frames are damaged or memory was short. Also what really came, and the

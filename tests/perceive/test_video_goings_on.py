@@ -46,10 +46,10 @@ def test_an_object_is_asked_by_its_own_prompts_in_the_next_shot_and_has_not_ende
     again = Prompt(box=box_at(2), frame_index=8, object_id=7)
     negative = Prompt(points=[(5.0, 140.0)], labels=[0], frame_index=9, object_id=8)
     done = clips([A, B, again, negative], path=cut, fake=True, decode={**SHOTS, "max_clip_s": 9.0})
-    assert flags(done) == [{"0": [], "1": []}, {"0": []}]
+    assert flags(done) == [{"0": [], "1": ["ended_at_cut"]}, {"0": []}]
     assert [sorted(track.prompts) for track in done[1].tracks] == [[8]]
     # The other one's prompt corrects an object that ended.
-    assert [sample.dropped for sample in done] == [{}, {"prompt_negative": 1}]
+    assert [sample.dropped for sample in done] == [{"ended_at_cut": 1}, {"prompt_negative": 1}]
 
 
 def test_found_objects_end_at_a_cut_too_and_are_found_anew(clips: Clips, cut: Path) -> None:
