@@ -15,7 +15,8 @@ class VideoInfo:
     width, height: px as displayed, after rotation; non-square pixels are not stretched. rotation: degrees clockwise (0, 90, 180,
     270) that stored frames are turned for display. fps: average, num_frames / duration_s (0.0 when the duration is 0).
     duration_s: from the first frame's appearance to the last one's end. num_frames: frames in the file; damaged ones may not
-    decode. codec: FFmpeg's name, such as `h264`. truncated: the file ends before what it announces.
+    decode. codec: FFmpeg's name, such as `h264`. truncated: the file ends before what it announces. pixel_aspect: width of a stored
+    pixel over its height.
     """
 
     width: int
@@ -26,6 +27,7 @@ class VideoInfo:
     rotation: int
     codec: str
     truncated: bool
+    pixel_aspect: float = 1.0
 
 
 class DecodedFrame(NamedTuple):

@@ -1,8 +1,10 @@
 """The size that the input states is held against the decoded picture or video, whatever the prompts are and wherever they come from."""
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import pytest
 from PIL import Image
 from video_files import numbered, write_video
@@ -127,12 +129,28 @@ def test_places_among_the_annotations_are_the_regions_numbers(tmp_path):
     assert sample.dropped == {"prompt_inverted": 1, "prompt_outside": 1}
 
 
+def test_pixels_that_are_not_square_explain_another_size_of_a_video(tmp_path):
+    path = tmp_path / "wide.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(2)
+        for index in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(index), format="rgb24")))
+        container.mux(stream.encode(None))
+    assert_said(path, (128, 48), "its pixels are not square (width over height 2)")
+    assert_said(path, (64, 48), None)
+
+
 @pytest.mark.parametrize(
     ("stated", "turn", "said"),
     [((64, 48), 0, None), ((32, 24), 0, "prompts are of another picture"), ((64, 48), 90, "its size as stored"), ((48, 64), 90, None)],
 )
 def test_prompts_for_another_size_fail_the_video(tmp_path, stated, turn, said):
-    path = write_video(tmp_path / "v.mp4", [numbered(index) for index in range(3)], turn=(turn, False))
+    assert_said(write_video(tmp_path / "v.mp4", [numbered(index) for index in range(3)], turn=(turn, False)), stated, said)
+
+
+def assert_said(path, stated, said):
     step = VideoPerceiveStep(lambda: FakeClipPerceiver(PerceiveOptions(), 32), lambda size: VideoReader(DecodeOptions(), size))
     step.setup()
     try:

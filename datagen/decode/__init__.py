@@ -1,9 +1,10 @@
 """Decode: files to pixels, in a child process that may die or hang without harm.
 
 Failure codes, all in the `error_code` column: `missing_file`, `unreadable`, `empty_file`, `not_an_image`, `not_a_video`, `truncated`,
-`corrupt`, `no_video_stream`, `no_frames`, `unsupported_codec`, `unsupported_media`, `bomb`, `out_of_memory`, `decoder_crashed`,
-`decode_timeout`; of files in a bucket also `access_denied`, `missing_bucket`, `wrong_region`, `archived`, `unavailable`, `too_large`,
-`unsupported_uri`, `storage`; of members of archives and rows of tables also `changed`, `no_image`, `no_image_column`, `table_damaged`,
+`corrupt`, `no_video_stream`, `no_frames`, `frame_twice`, `unsupported_codec`, `unsupported_media`, `bomb`, `out_of_memory`,
+`decoder_crashed`, `decode_timeout`; of files in a bucket also `access_denied`, `missing_bucket`, `wrong_region`, `archived`, `unavailable`,
+`too_large`, `unsupported_uri`, `storage`; of members of archives and rows of tables also `changed`, `no_image`, `no_image_column`,
+`table_damaged`,
 and the codes of datagen.tar.
 """
 

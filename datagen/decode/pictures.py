@@ -21,7 +21,7 @@ from datagen.decode.footage import Footage, Shown
 from datagen.decode.image import displayed, to_rgb
 from datagen.decode.timetable import Timetable
 from datagen.errors import DecodeError
-from datagen.frame_names import in_order
+from datagen.frame_names import in_order, same_frame
 from datagen.job import DecodeOptions
 from datagen.spans import VideoInfo
 
@@ -94,10 +94,16 @@ class Pictures(Footage):
 
 
 class FrameFolder(Pictures):
-    """A folder of numbered pictures. Raises DecodeError: `missing_file`, `unreadable`, `no_frames`, and the codes of decode_image."""
+    """A folder of numbered pictures. Raises DecodeError: `missing_file`, `unreadable`, `no_frames`, `frame_twice`, and the codes of
+    decode_image.
+    """
 
     def __init__(self, path: str, options: DecodeOptions, alive: Callable[[], None] = lambda: None) -> None:
-        self._files = [os.path.join(path, name) for name in in_order(_names(path))]
+        names = in_order(_names(path))
+        if (pair := same_frame(names)) is not None:
+            advice = "keep one of them; masks belong into a folder of their own"
+            raise DecodeError(f"{pair[0]!r} and {pair[1]!r} are one frame by their names: {advice}", code="frame_twice")
+        self._files = [os.path.join(path, name) for name in names]
         if not self._files:
             raise DecodeError(f"{path!r} holds no pictures, so it is no folder of frames", code="no_frames")
         base = 1 / Fraction(options.frames_fps).limit_denominator(100_000)

@@ -309,6 +309,7 @@ class VideoFile(Footage):
             rotation=turned.degrees,
             codec=self._stream.codec_context.codec.canonical_name,
             truncated=self._is_cut or not self.timetable.is_whole,
+            pixel_aspect=float(self._stream.sample_aspect_ratio or 1),
         )
 
     def _refuse_bomb(self, width: int, height: int) -> None:

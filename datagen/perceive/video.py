@@ -113,7 +113,8 @@ class VideoPerceiveStep:
         try:
             video = self._reader.open_video(sample.asset.uri, sample.asset.span)
             info = video.info
-            check_stated_size(sample.asset, info.width, info.height, is_turned=info.rotation % 180 == 90)
+            is_turned = info.rotation % 180 == 90
+            check_stated_size(sample.asset, info.width, info.height, is_turned=is_turned, pixel_aspect=info.pixel_aspect)
             asked, refused = objects_of(sample.asset, video)
             first_frame = video.frames_at([resume.start_s])[0] or 0 if asked else 0
         except _STOPS:

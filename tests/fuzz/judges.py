@@ -43,7 +43,7 @@ WHOLE_RUN_EVERY = 50
 IMAGE_SIZE = 32
 IMAGE_CODES = {"empty_file", "not_an_image", "truncated", "corrupt", "unsupported_image", "bomb", "out_of_memory"}
 IMAGE_CODES |= {"decoder_crashed", "decode_timeout"}
-VIDEO_CODES = IMAGE_CODES - {"not_an_image"} | {"not_a_video", "no_video_stream", "no_frames", "unsupported_codec"}
+VIDEO_CODES = IMAGE_CODES - {"not_an_image"} | {"not_a_video", "no_video_stream", "no_frames", "frame_twice", "unsupported_codec"}
 LISTING_CODES = {
     *("manifest_bad_row", "manifest_no_uri", "manifest_bad_id", "manifest_bad_prompts", "manifest_rows_conflict", "row_too_large"),
     *("asset_id_taken", "asset_listed_twice", "unsupported_uri", "refused_uri", "missing_file", "stated_size"),

@@ -349,3 +349,16 @@ def test_a_run_over_frames_goes_on_where_it_was_and_keeps_every_object(
     report = check_dataset(str(tmp_path / "out"))
     assert report.ok, report.violations[:5]
     assert "nothing to do" in datagen(*command).stdout
+
+
+@pytest.mark.parametrize("second", ["00001.png", "1.jpg"])
+def test_two_pictures_of_one_frame_are_no_further_frame(tmp_path: Path, second: str) -> None:
+    for name in ("00000.jpg", "00001.jpg", second):
+        (tmp_path / name).write_bytes(picture(0))
+    reader = VideoReader(DecodeOptions(), SIZE)
+    with pytest.raises(DecodeError, match="are one frame by their names") as caught:
+        reader.open_video(f"{tmp_path}/")
+    assert caught.value.code == "frame_twice"
+    (tmp_path / second).unlink()
+    assert reader.open_video(f"{tmp_path}/").info.num_frames == 2
+    reader.close()
