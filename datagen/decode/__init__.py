@@ -4,8 +4,7 @@ Failure codes, all in the `error_code` column: `missing_file`, `unreadable`, `em
 `corrupt`, `no_video_stream`, `no_frames`, `frame_twice`, `unsupported_codec`, `unsupported_media`, `bomb`, `out_of_memory`,
 `decoder_crashed`, `decode_timeout`; of files in a bucket also `access_denied`, `missing_bucket`, `wrong_region`, `archived`, `unavailable`,
 `too_large`, `unsupported_uri`, `storage`; of members of archives and rows of tables also `changed`, `no_image`, `no_image_column`,
-`table_damaged`,
-and the codes of datagen.tar.
+`table_damaged`, and the codes of datagen.tar.
 """
 
 from __future__ import annotations
