@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from datagen.errors import JobError
 
@@ -64,15 +64,16 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _no_flag_as_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        field = cls.model_fields.get(info.field_name or "")
-        kinds = _kinds(field.annotation) if field else set()
-        some = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
-        if bool not in kinds and kinds & {int, float} and any(isinstance(one, bool) for one in some):
-            raise ValueError("a number is expected, and true or false is none")
-        return value
+    def _no_flag_as_a_number(cls, values: Any) -> Any:
+        for name, field in cls.model_fields.items():
+            value = values.get(name) if isinstance(values, dict) else None
+            some = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+            kinds = _kinds(field.annotation)
+            if bool not in kinds and kinds & {int, float} and any(isinstance(one, bool) for one in some):
+                raise ValueError(f"`{name}`: a number is expected, and true or false is none")
+        return values
 
 
 def _kinds(annotation: Any) -> set[Any]:

@@ -123,7 +123,7 @@ def test_deadlines_that_are_some(tmp_path, text):
     ],
 )
 def test_true_and_false_are_no_numbers(group, name, value):
-    with pytest.raises(JobError, match=rf"{group}\.{name}.*a number is expected"):
+    with pytest.raises(JobError, match=rf"`{group}`: `{name}`: a number is expected"):
         parse_job({group: {name: value}})
 
 
