@@ -114,17 +114,17 @@ def test_deadlines_that_are_some(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    ("group", "name", "value"),
+    ("options", "said"),
     [
-        ("run", "retry_failed", True),
-        ("write", "assets_per_part", False),
-        ("run", "max_failed_fraction", True),
-        ("describe", "max_tokens", {"label": True}),
+        ({"run": {"retry_failed": True}}, "`run`: `retry_failed`"),
+        ({"write": {"assets_per_part": False}}, "`write`: `assets_per_part`"),
+        ({"run": {"max_failed_fraction": True}}, "`run`: `max_failed_fraction`"),
+        ({"describe": {"max_tokens": {"label": True}}}, "`describe.max_tokens`: `label`"),
     ],
 )
-def test_true_and_false_are_no_numbers(group, name, value):
-    with pytest.raises(JobError, match=rf"`{group}`: `{name}`: a number is expected"):
-        parse_job({group: {name: value}})
+def test_true_and_false_are_no_numbers(options, said):
+    with pytest.raises(JobError, match=f"{said}: a number is expected"):
+        parse_job(options)
 
 
 def test_a_field_of_yes_and_no_takes_numbers_as_before():
