@@ -122,10 +122,11 @@ def test_data_sets_of_other_seeds_have_no_scene_in_common():
     def seeds(seed):
         return {scene_seed(seed, kind, number) for kind in ("image", "clip") for number in range(5000)}
 
-    train, held_out, clips = seeds(1), seeds(2), seeds(3)
+    train, tuning, clips, held_out = seeds(1), seeds(2), seeds(3), seeds(7)
     assert len(train) == 10_000
-    assert not train & held_out
-    assert not clips & held_out
+    assert not train & tuning
+    assert not clips & tuning
+    assert not (train | tuning | clips) & held_out
 
 
 def test_scenes_go_where_they_are_told_also_into_a_bucket(output, tmp_path, monkeypatch):
