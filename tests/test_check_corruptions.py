@@ -193,8 +193,10 @@ def note(name: str, content: bytes) -> Damage:
 
 def bitflip(corpus: Corpus) -> None:
     path = corpus.parts("regions")[0]
-    data = bytearray(path.read_bytes())
-    data[len(data) // 3] ^= 0x10
+    data, group = bytearray(path.read_bytes()), pq.read_metadata(path).row_group(0)
+    largest = max((group.column(number) for number in range(group.num_columns)), key=lambda chunk: chunk.total_compressed_size)
+    first = largest.dictionary_page_offset or largest.data_page_offset
+    data[first + largest.total_compressed_size // 2] ^= 0x10  # amid a page, which has a checksum
     put(path, bytes(data))
 
 
