@@ -194,9 +194,12 @@ def note(name: str, content: bytes) -> Damage:
 def bitflip(corpus: Corpus) -> None:
     path = corpus.parts("regions")[0]
     data, group = bytearray(path.read_bytes()), pq.read_metadata(path).row_group(0)
-    largest = max((group.column(number) for number in range(group.num_columns)), key=lambda chunk: chunk.total_compressed_size)
-    first = largest.dictionary_page_offset or largest.data_page_offset
-    data[first + largest.total_compressed_size // 2] ^= 0x10  # amid a page, which has a checksum
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    pages = [
+        (chunk.data_page_offset, (chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size) for chunk in chunks
+    ]
+    first, end = max(pages, key=lambda page: page[1] - page[0])
+    data[(first + end) // 2] ^= 0x10  # in a page of values, whose checksum readers compare
     put(path, bytes(data))
 
 
