@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -73,6 +74,8 @@ def write_video(
         if turn != (0, False):
             stream.set_display_rotation(-turn[0], hflip=turn[1])
         _encode(container, stream, frames, times, base)
+    if codec == "libsvtav1":  # as root it makes this process a real-time one, before which all others, its own children too, wait
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 
