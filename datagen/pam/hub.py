@@ -123,9 +123,7 @@ def _listed(repository: str, revision: str | None) -> dict[str, int] | None:
         entries = HfApi().list_repo_tree(repository, recursive=True, revision=revision)
         return {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
     except Exception as error:  # noqa: BLE001 (the hub's, and those of whatever HTTP library it uses)
-        if _is_refusal(error):
-            _explain(error, repository, revision)
-        if _is_there(repository, revision):
+        if not _is_refusal(error) and _is_there(repository, revision):
             return None  # without a network: what was fetched before
         _explain(error, repository, revision)
 
